@@ -33,7 +33,7 @@ NEEDS = {  # the beginnings of modules that need an extra; every install promise
     "gradience.hf.": "hf",
     "gradience.models.": "hf",
     "gradience.blocks.html.": "report",
-    "gradience.verbs.runs.curves": "report",
+    "gradience.verbs.report.curves": "report",
     "gradience.verbs.report.weights": "report",
 }
 OTHERS = {
@@ -64,7 +64,6 @@ CALLS = (
     Call("import {tmp}/log.csv --out {tmp}/imported.jsonl"),
     Call("audit --peft-dir {run}/peft --top-wasteful 3"),
     Call("audit {run}/peft --base {tmp}/base"),
-    Call("audit {run}/peft --against {tmp}/fleet", "fleet"),
     Call("diagnose {run}", may_find=True),
     Call("compare {run}/peft {run}/peft"),
     Call("report {run} --out {tmp}/report.md"),

@@ -48,7 +48,6 @@ class _Names(_Table, frozen=True):
     held_out: dict[str, Names]
     metrics: dict[str, Names]
     printed: dict[str, dict[str, str]]
-    pace: dict[str, dict[str, Names]]
     log: dict[str, dict[str, Names]]
     events: dict[str, Names]
     choices: dict[str, dict[str, Names]]

@@ -7,6 +7,7 @@ from tables import every
 from gradience.adapters import layer_index, layer_label, module_type
 from gradience.adapters.config import AdapterConfig
 from gradience.adapters.formats.assembly import explained, other_role
+from gradience.adapters.groups import grouped, on_tied_base
 from gradience.adapters.layout import Key, parse_key
 from gradience.io import natural_key
 from gradience.schema.audit import LeftoverReason
@@ -251,3 +252,40 @@ def test_a_layer_counts_from_the_start_of_its_section_and_is_named_by_both(name,
 )
 def test_a_name_is_taken_apart_from_its_end(name, key):
     assert parse_key(name) == key
+
+
+def test_each_tensor_is_of_one_group():
+    attention, experts = f"{P}model.layers.0.self_attn.q_proj", f"{P}model.layers.0.mlp.experts"
+    names = [
+        f"{attention}.lora_A.weight",
+        f"{attention}.lora_B.weight",
+        f"{P}model.visual.blocks.0.attn.qkv.lora_A.weight",
+        f"{experts}.base_layer.lora_A.weight",
+        f"{experts}.lora_B.weight",
+        f"{experts}.3.up_proj.lora_A.weight",
+        f"{P}lm_head.lora_A.weight",
+        f"{P}model.embed_tokens.lora_embedding_A",
+        f"{attention}.lora_magnitude_vector",
+        f"{attention}.lora_B.bias",
+        f"{P}model.layers.0.q.base_layer.bias",
+        f"{P}model.embed_tokens.base_layer.weight",
+        f"{P}model.embed_tokens.token_adapter.trainable_tokens_delta",
+        f"{P}model.score.weight",
+        f"{P}lm_head.weight",
+    ]
+    groups = grouped(names)
+    assert groups == {
+        "language": ["model.layers.0.self_attn.q_proj"],
+        "tower": ["model.visual.blocks.0.attn.qkv"],
+        "expert_parameters": ["model.layers.0.mlp.experts.base_layer", "model.layers.0.mlp.experts"],
+        "experts": ["model.layers.0.mlp.experts.3.up_proj"],
+        "head": ["lm_head"],
+        "embedding": ["model.embed_tokens"],
+        "magnitudes": ["model.layers.0.self_attn.q_proj"],
+        "biases": ["model.layers.0.self_attn.q_proj", "model.layers.0.q.base_layer"],
+        "copies": ["model.embed_tokens.base_layer"],
+        "token_rows": ["model.embed_tokens.token_adapter"],
+        "whole": ["model.score", "lm_head"],
+    }
+    tied = {"tied_head": ["lm_head"], "tied_whole": ["lm_head"], "whole": ["model.score"]}
+    assert on_tied_base(groups) == {key: names for key, names in groups.items() if key != "head"} | tied

@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 import pytest
 from audited import low_dimensional, module, report
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 from tables import every
 
 from gradience.cli.main import main
@@ -105,6 +105,16 @@ def test_a_rank_that_the_config_contradicts_is_a_warning(write_adapter):
     assert {m.config_r for m in found.modules} == {16}
     assert {m.scaling for m in found.modules} == {2.0}
     assert "SCL206" in {f.id for f in found.findings}
+
+
+@every(
+    ("extra", "taken"),
+    [({}, "as_it_is"), ({"base_model.model.x.bias": np.ones(3, "f4")}, "as_it_is"), ({"q.ia3_l": np.ones(3)}, "not")],
+)
+def test_resize_takes_a_file_of_which_every_update_is_analysed(extra, taken, write_adapter):
+    folder = write_adapter(name="made", layers=1)
+    save_file(load_file(folder / "adapter_model.safetensors") | extra, folder / "adapter_model.safetensors")
+    assert audit_adapter(folder).resized_as == taken
 
 
 def test_suggestions_carry_their_price(write_adapter):

@@ -342,7 +342,7 @@ def test_a_key_in_a_command_is_in_no_file_of_the_folder(classifier, tmp_path, ca
 
 def test_a_command_that_names_its_seed_gets_it(classifier, tmp_path):
     program = shlex.join([sys.executable, "-c", "import sys; print([int(sys.argv[2])] * 3)"])
-    options = BenchOptions(metric=f"{program} {{adapter}} {{seed}}", seed=5)
+    options = BenchOptions(metric=f"{program} {{adapter}} {{seed}}", seed=5, base="someone/large-model")
     report = bench_adapter(classifier.adapter, tmp_path / "out", candidates=[], options=options)
     assert (report.tasks[0].n, report.tasks[0].score) == (3, 5.0)
 

@@ -114,7 +114,9 @@ def test_with_the_number_needed_four_of_five_trials_hold(name):
 
 
 def test_no_number_is_enough_for_what_loses_more_than_the_tolerance():
-    assert needed(sample(np.random.default_rng(0).normal(0.03, 0.01, 50), 0.02), 0, 0.95) is None
+    harm = np.random.default_rng(0).normal(0.03, 0.01, 50)
+    assert needed(sample(harm, 0.02), 0, 0.95) is None
+    assert needed(sample(harm, harm.mean() + 1e-7), 0, 0.95) is None  # less by so little that no trial shows it
 
 
 def test_a_gain_that_it_seems_to_have_is_not_counted_on():

@@ -273,7 +273,7 @@ def test_a_task_has_256_characters(length: int, kept: int) -> None:
 def test_weights_named_below_another_stem_are_found_for_the_engine_that_skips_them(tmp_path: Path) -> None:
     base, adapter = write_base(tmp_path / "base"), write_adapter(tmp_path / "peft")
     weights = adapter / "adapter_model.safetensors"
-    for stem, said in (("language_model.model", {"SRV003"}), ("model", set()), ("h", set())):
+    for stem, said in (("language_model.model", {"SRV003"}), ("model", set()), ("h", {"SRV003"})):
         name = f"base_model.model.{stem}.layers.0.self_attn.q_proj.lora_A.weight"
         save_file({name: np.zeros((2, WIDTH), np.float32)}, weights)
         report = check_config(peft_dir=adapter, base=base, serve=["vllm"], select=["SRV00", "TGT002"])

@@ -16,8 +16,9 @@ from safetensors.numpy import load_file, save_file
 from tables import every
 
 from gradience import check_config
-from gradience.adapters.groups import grouped, on_tied_base
 from gradience.cli.main import main
+from gradience.rules.config.serving import FACTS, held
+from gradience.verbs.check.run import facts_to_serve
 from gradience.verbs.convert.run import convert_adapter
 
 ATTENTION = "base_model.model.model.language_model.layers.0.self_attn.q_proj"
@@ -37,39 +38,6 @@ def save(folder: Path, sizes: dict[str, float], **config: object) -> Path:
     stated = {"peft_type": "LORA", "r": 1, "lora_alpha": 2, "target_modules": ["q_proj", "qkv"], **config}
     (folder / "adapter_config.json").write_text(json.dumps(stated))
     return folder
-
-
-def test_each_tensor_is_of_one_group() -> None:
-    names = [
-        f"{ATTENTION}.lora_A.weight",
-        f"{ATTENTION}.lora_B.weight",
-        f"{TOWER}.lora_A.weight",
-        f"{EXPERTS}.base_layer.lora_A.weight",
-        f"{EXPERTS}.lora_B.weight",
-        f"{EXPERTS}.3.up_proj.lora_A.weight",
-        "base_model.model.lm_head.lora_A.weight",
-        "base_model.model.model.embed_tokens.lora_embedding_A",
-        f"{ATTENTION}.lora_magnitude_vector",
-        f"{ATTENTION}.lora_B.bias",
-        "base_model.model.model.layers.0.q.base_layer.bias",
-        "base_model.model.model.embed_tokens.base_layer.weight",
-        "base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta",
-        "base_model.model.score.weight",
-    ]
-    here = ATTENTION.removeprefix("base_model.model.")
-    assert grouped(names) == {
-        "language": [here],
-        "tower": ["model.visual.blocks.0.attn.qkv"],
-        "expert_parameters": ["model.layers.0.mlp.experts.base_layer", "model.layers.0.mlp.experts"],
-        "experts": ["model.layers.0.mlp.experts.3.up_proj"],
-        "head": ["lm_head"],
-        "embedding": ["model.embed_tokens"],
-        "magnitudes": [here],
-        "biases": [here, "model.layers.0.q.base_layer"],
-        "copies": ["model.embed_tokens.base_layer"],
-        "token_rows": ["model.embed_tokens.token_adapter"],
-        "whole": ["score"],
-    }
 
 
 def test_a_tower_that_vllm_leaves_out_is_told_with_its_share_of_the_energy(tmp_path: Path) -> None:
@@ -109,8 +77,11 @@ def test_a_refusal_is_of_all_groups_and_experts_are_judged_by_the_model(tmp_path
 
 def test_the_command_takes_flags_that_begin_with_a_hyphen_and_says_how_to_start(tmp_path: Path, capsys) -> None:
     adapter = save(tmp_path / "a", {ATTENTION: 1.0}, r=64, lora_alpha=64)
-    assert main(["check", str(adapter), "--serve", "vllm", "--server-flags", "--max-lora-rank 16"]) == 0
-    assert "SRV004: vLLM refuses rank 64: --max-lora-rank is 16" in capsys.readouterr().out
+    for flags, says in (("--max-lora-rank 16", ""), ("serve base --enable-lora", ", as none is given")):
+        assert main(["check", str(adapter), "--serve", "vllm", "--server-flags", flags]) == 0
+        told = " ".join(capsys.readouterr().out.split())
+        assert f"SRV004: vLLM refuses rank 64: --max-lora-rank is 16{says} -> start it with --max-lora-rank 64" in told
+        assert "vllm: 1 module of the language model: refused at start" in told
     assert main(["check", str(adapter), "--serve", "vllm"]) == 0
     told = " ".join(capsys.readouterr().out.split())
     assert (
@@ -128,7 +99,7 @@ PLAIN = ATTENTION.replace("language_model.", "")
 EXPERT = {f"{EXPERTS}.lora_A.weight": (4, 5), f"{EXPERTS}.lora_B.weight": (7, 4)}
 REFUSED, APPLIED, NOT_JUDGED = "refused at start", "applied", "not judged"
 ENGINES = ["mlx", "llamacpp", "tensorrt", "sglang", "vllm", "peft", "transformers"]
-TIED_FATES = [REFUSED, REFUSED, "dropped in silence", NOT_JUDGED, NOT_JUDGED, APPLIED, APPLIED]
+TIED_FATES = [REFUSED, REFUSED, "dropped in silence", NOT_JUDGED, REFUSED, APPLIED, APPLIED]
 UNTIED_FATES = [APPLIED, NOT_JUDGED, *TIED_FATES[2:]]
 
 
@@ -150,15 +121,6 @@ def test_a_head_tied_to_the_embedding_is_told_from_one_that_is_not(stated, group
     heads = [fate for fate in report.serving if "head" in fate.group]
     assert {fate.group for fate in heads} == {group}
     assert {fate.engine: fate.fate for fate in heads} == dict(zip(ENGINES, fates, strict=True))
-
-
-def test_a_saved_head_of_a_tied_base_is_a_group_of_its_own() -> None:
-    assert on_tied_base({"whole": ["lm_head", "score"], "head": ["a.lm_head"], "language": ["q"]}) == {
-        "whole": ["score"],
-        "language": ["q"],
-        "tied_head": ["a.lm_head"],
-        "tied_whole": ["lm_head"],
-    }
 
 
 UP = "base_model.model.model.layers.0.mlp.up_proj"
@@ -227,28 +189,90 @@ def test_of_a_group_the_part_is_named_with_its_own_share(engine, flags, stated, 
 
 
 COPY = f"{HEAD}.base_layer.weight"
+MAGNITUDE = {f"{PLAIN}.lora_magnitude_vector": (7,)}
+HEADS = {f"{HEAD}.lora_A.weight": (1, 5), f"{HEAD}.lora_B.weight": (7, 1)}
 
 
 @every(
-    ("engine", "base", "more", "finding", "fates"),
+    ("engine", "base", "more", "findings", "fates"),
     [
-        ("vllm", "b", {COPY: (7, 5)}, "SRV001", {REFUSED}),
-        ("peft", "b", {COPY: (7, 5)}, None, {APPLIED}),
-        ("tensorrt@0.13", "b", {f"{PLAIN}.lora_magnitude_vector": (7,)}, "SRV001", {REFUSED}),
-        ("tensorrt@0.14", "b", {f"{PLAIN}.lora_magnitude_vector": (7,)}, None, {APPLIED}),
+        ("vllm", "b", {COPY: (7, 5)}, "SRV005", {APPLIED, NOT_JUDGED}),
+        ("peft", "b", {COPY: (7, 5)}, "", {APPLIED}),
+        ("tensorrt@0.12", "b", MAGNITUDE, "SRV001", {REFUSED}),
+        ("tensorrt@0.13", "b", MAGNITUDE, "SRV005", {NOT_JUDGED}),
+        ("tensorrt@1.0", "b", MAGNITUDE, "", {APPLIED}),
         ("llamacpp", "Qwen/Qwen3-30B-A3B", EXPERT, "SRV001", {REFUSED}),
         ("llamacpp", "openai/gpt-oss-20b", EXPERT, "SRV005", {APPLIED, NOT_JUDGED}),
         ("peft", "Qwen/Qwen3-30B-A3B", EXPERT, "SRV001", {REFUSED}),
+        ("vllm", "Qwen/Qwen3-30B-A3B", EXPERT, "SRV003", {APPLIED, DROPPED}),
+        ("vllm", "Qwen/Qwen3.6-35B-A3B", EXPERT, "SRV003 SRV005", {DROPPED, NOT_JUDGED}),
+        ("vllm", "Qwen/Qwen2.5-0.5B", HEADS, "SRV001", {REFUSED}),
+        ("vllm", "google/gemma-2-2b", HEADS, "SRV001", {REFUSED}),
+        ("vllm", "Qwen/Qwen3-8B", HEADS, "SRV005", {APPLIED, NOT_JUDGED}),
+        ("vllm", "meta-llama/Llama-3.2-1B", HEADS, "", {APPLIED}),
+        ("vllm", "google/gemma-3-4b-it", {}, "SRV003", {DROPPED}),
+        ("vllm", "google/gemma-3-1b-it", {}, "", {APPLIED}),
+        ("mlx", "openai/whisper-small", {}, "SRV001", {REFUSED}),
+        ("mlx", "meta-llama/Llama-3.2-1B", {}, "", {APPLIED}),
+        ("mlx", "b", {}, "", {NOT_JUDGED}),
+        ("ollama", "mistralai/Mistral-7B-v0.1", {}, "", {APPLIED}),
+        ("ollama", "HuggingFaceH4/zephyr-7b-beta", {}, "", {NOT_JUDGED}),
     ],
-)
-def test_what_engines_do_with_tensors_that_people_complained_of(engine, base, more, finding, fates, tmp_path) -> None:
+)  # fmt: skip
+def test_what_engines_do_with_tensors_that_people_complained_of(engine, base, more, findings, fates, tmp_path) -> None:
     adapter = save(tmp_path / "a", {PLAIN: 1.0}, base_model_name_or_path=base, use_dora="lora_magnitude" in str(more))
     held = load_file(adapter / "adapter_model.safetensors")
     added = {name: np.ones(shape, "f4") for name, shape in more.items()}
     save_file(held | added, adapter / "adapter_model.safetensors")
     report = check_config(document=adapter, serve=[engine], select=["SRV"])
-    assert [item.id for item in report.findings] == [finding] * (finding is not None)
+    assert [item.id for item in report.findings] == findings.split()
     assert {one.fate for one in report.serving} == fates
+
+
+def test_what_is_not_known_without_the_base_or_the_version_is_said(tmp_path: Path) -> None:
+    adapter = save(tmp_path / "a", {PLAIN: 1.0}, base_model_name_or_path="b")
+    later = "as of 0.34.1 otherwise: ollama create no longer takes a Modelfile with ADAPTER (ollama/ollama#14969); "
+    later += "models that were created before are served"
+    asks = "the base's type is not known here (--base): safetensors are converted for the architectures llama and "
+    asks += "gemma2 alone"
+    for kind, fate, reason in ((None, NOT_JUDGED, f"{asks}; {later}"), ("mistral", APPLIED, later)):
+        base = None
+        if kind is not None:
+            base = tmp_path / kind
+            base.mkdir()
+            (base / "config.json").write_text(json.dumps({"model_type": kind}))
+        (group,) = check_config(document=adapter, base=base, serve=["ollama"]).serving
+        assert (group.fate, group.reason) == (fate, reason)
+    (group,) = check_config(document=adapter, serve=["ollama@0.34"]).serving
+    assert (group.fate, group.reason) == (NOT_JUDGED, asks)
+
+
+def test_names_that_the_base_has_under_no_known_stem_are_dropped_whatever_the_targets_say(tmp_path: Path) -> None:
+    config = transformers.LlamaConfig(
+        vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2
+    )
+    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path / "base")
+    strange = PLAIN.replace("model.layers", "model.text.layers")
+    found = {}
+    for name, sizes, targets in (
+        ("regex", {strange: 1.0}, r".*text\..*q_proj"),
+        ("part", {PLAIN: 1.0, strange: 2.0}, ["q_proj"]),
+        ("fine", {PLAIN: 1.0}, r".*q_proj"),
+    ):
+        adapter = save(tmp_path / name, sizes, target_modules=targets)
+        report = check_config(
+            document=adapter, base=tmp_path / "base", serve=["vllm", "lorax", "peft"], select=["SRV00"]
+        )
+        found[name] = [(one.engine, one.modules, one.fate) for one in report.serving]
+    assert found == {
+        "regex": [("vllm", 1, DROPPED), ("lorax", 1, NOT_JUDGED), ("peft", 1, DROPPED)],
+        "part": [
+            *(("vllm", 1, DROPPED), ("vllm", 1, APPLIED)),
+            *(("lorax", 1, NOT_JUDGED), ("lorax", 1, APPLIED)),
+            *(("peft", 1, DROPPED), ("peft", 1, APPLIED)),
+        ],
+        "fine": [("vllm", 1, APPLIED), ("lorax", 1, APPLIED), ("peft", 1, APPLIED)],
+    }
 
 
 def test_llama_cpp_takes_no_file_of_mlx_lm() -> None:
@@ -302,14 +326,26 @@ def test_peft_s_mixed_batches_refuse_experts_as_parameters(tmp_path: Path) -> No
 
 
 @pytest.mark.filterwarnings("ignore:The following alpha_pattern keys did not match")  # PEFT asks modules alone
-@pytest.mark.parametrize(("key", "is_other"), [("experts.gate_up_proj", True), ("down_proj", True), ("experts", False)])
-def test_a_pattern_of_expert_parameters_is_of_those_that_peft_scales_otherwise(key, is_other, tmp_path: Path) -> None:
+@pytest.mark.parametrize("key", ["experts.gate_up_proj", "down_proj", ".*_proj", "experts"])
+def test_a_pattern_of_expert_parameters_is_of_those_that_peft_scales_otherwise(key, tmp_path: Path) -> None:
     parameters = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
     config = LoraConfig(r=2, lora_alpha=2, target_modules=[], target_parameters=parameters, alpha_pattern={key: 6})
     model = mixtral()
     adapter, *_ = made(tmp_path / "a", config, model)
     adapted = PeftModel.from_pretrained(model, adapter)
-    scales = {one.scaling["default"] for one in adapted.modules() if hasattr(one, "parameter_name")}
-    assert scales == ({1.0, 3.0} if is_other else {1.0})
-    (group,) = check_config(document=adapter, serve=["vllm"], select=["SRV"]).serving
-    assert (group.modules, group.of, group.fate) == (2, 0, OTHERWISE if is_other else NOT_JUDGED)
+    scales = {n: one.scaling["default"] for n, one in adapted.named_modules() if hasattr(one, "parameter_name")}
+    other = {name.removeprefix("base_model.model.") for name, scale in scales.items() if scale > 1.0}
+    assert len(other) == {"experts": 0, ".*_proj": 2}.get(key, 1)
+    facts = facts_to_serve(adapter, None, engine="vllm")
+    assert {one for found in held("alpha_pattern", facts).values() for one in found} == other
+
+
+@pytest.mark.oracle("mlx")
+def test_mlx_lm_has_models_of_the_types_that_it_is_said_to_take() -> None:
+    loader = import_module("mlx_lm.utils")
+    (row,) = [fact.row for fact in FACTS if (fact.row.engine, fact.feature) == ("mlx", "base")]
+    folder = Path(str(import_module("mlx_lm.models").__file__)).parent
+    files = {loader.MODEL_REMAPPING.get(kind, kind) for kind in row.only}
+    assert {kind for kind in files if not (folder / f"{kind}.py").is_file()} == set()
+    with pytest.raises(ValueError, match="Model type whisper not supported"):
+        loader._get_classes({"model_type": "whisper"})

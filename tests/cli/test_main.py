@@ -61,7 +61,7 @@ def test_an_errors_advice_shows_no_secret_even_where_it_is_cut(before, after):
     secret = "hf_" + "aBcD1234" * 4 + "xY"
     said = io.StringIO()
     with contextlib.redirect_stderr(said):
-        assert main_module._fail("it failed", f"{'w ' * (before // 2)}{secret}{' w' * (after // 2)}") == 2
+        assert main_module.refused("it failed", f"{'w ' * (before // 2)}{secret}{' w' * (after // 2)}") == 2
     assert said.getvalue().startswith("gradience: it failed (")
     assert secret[:11] not in said.getvalue()
     assert secret[-11:] not in said.getvalue()

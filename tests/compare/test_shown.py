@@ -9,7 +9,9 @@ from pathlib import Path
 
 from tables import every
 
+from gradience import compare_adapters
 from gradience.cli.main import main
+from gradience.verbs.compare.view import comparison_section
 
 HEAD = """
 one: LORA  r=4  scaling=2.5..3  3 modules  norm(dW)=43.1
@@ -56,3 +58,10 @@ def test_every_line_of_two_unlike_adapters(monkeypatch, capsys, given, modules):
     assert main(["compare", "one", "two", *given]) == 0
     shown = capsys.readouterr().out.split("\n", 3)[3]
     assert shown == f"{HEAD}{modules}{END}".removeprefix("\n")
+
+
+def test_a_page_has_a_part_for_a_comparison_and_none_without():
+    golden = Path(__file__).parent / "golden"
+    (part,) = comparison_section(compare_adapters(golden / "one", golden / "two"))
+    assert (part.name, part.title) == ("compare", "Compared by weights")
+    assert comparison_section(None) == []

@@ -29,6 +29,11 @@ def llama(*, tied: bool = False) -> Any:
     return transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes, **heads))
 
 
+def bert() -> Any:
+    sizes = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
+    return transformers.BertForSequenceClassification(transformers.BertConfig(**sizes, num_attention_heads=2))
+
+
 class Bare(nn.Module):
     """A layer whose weight has a name of its own."""
 
@@ -189,6 +194,7 @@ CELLS: dict[str, tuple[Any, str, str, list[str]]] = {
     ),
     "tied_head": (lambda f: lora(f, llama(tied=True), **OUTER), HOLD, LACK, ["lm_head"]),
     "head": (lambda f: lora(f, llama(), **OUTER), HOLD, UNSURE, []),
+    "no_model": (lambda f: lora(f, bert(), target_modules=["query"]), HOLD, HOLDS["no_model"].cell("mlx").says, []),
     "embedding": (lambda f: by_way_of_mlx(lora(f, target_modules=["q_proj", "embed_tokens"])), TIED, TIED, []),
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from hand_made import config_of
 from peft import AdaLoraConfig, HiraConfig, LoHaConfig, LoKrConfig, LoraConfig, MissConfig, VeraConfig
 from peft.tuners.lora.config import BdLoraConfig, KasaConfig
 from peft_models import merged_update
@@ -94,7 +95,8 @@ def test_a_full_rank_update_needs_a_rank_or_an_energy_and_is_whole_with_all_of_i
 def test_a_cut_conversion_is_the_best_of_its_rank_and_its_error_is_the_one_reported(make, rank):
     case = make(LoraConfig(**SOME, use_dora=True))
     report = convert_adapter(case.folder, case.folder.parent / "new", base=case.base, rank=rank)
-    after = merged_update(case.model, case.folder.parent / "new")
+    after, config = merged_update(case.model, case.folder.parent / "new"), config_of(case.folder.parent / "new")
+    assert config["lora_alpha"] / config["r"] == 6 / 4  # its own scale
     for row in report.modules:
         truth = case.update[f"{row.target}.weight"]
         sigma = np.linalg.svd(truth, compute_uv=False)

@@ -288,13 +288,6 @@ def test_a_question_of_no_sure_language_is_no_question_in_another(tmp_path: Path
     assert (report.data.answered.stated, report.data.answered.rows.count) == (N, 0)
 
 
-def test_of_two_columns_to_compare_with_one_is_said_to_be_empty(tmp_path: Path, tok: Path) -> None:
-    rows = [{"prompt": said(i), "answer": "4", "solution": "" if i < 3 else "so"} for i in range(N)]
-    (found,) = gradience.check_data(write(tmp_path / "r.jsonl", rows), tokenizer=tok, select=["DAT369"]).findings
-    says = "3 of 60 rows (5 %: 1, 2, 3) have nothing in one of answer, solution, with which a reward compares"
-    assert found.message == says
-
-
 def names(turns: Iterable[tuple[str, str]], **columns: Any) -> set[str]:
     row = AskedRow({"messages": [{"role": role, "content": text} for role, text in turns], **columns}, Vocabulary())
     return {name for test in ROW_TESTS for name in test.of(row)}

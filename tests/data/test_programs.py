@@ -102,9 +102,9 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         (site / name).write_text(text)
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(site))
-        confined._end_helper()
+        confined.end_helper()
         yield
-        confined._end_helper()
+        confined.end_helper()
 
 
 def checked(folder: Path, recipe: str, tok: Path, some: list[dict[str, Any]], **given: Any) -> DataReport:

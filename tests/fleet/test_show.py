@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
-import stat
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -16,15 +14,12 @@ import pytest
 from fleet_inputs import factors, peft, with_noise
 
 from gradience.adapters.open import open_adapter
-from gradience.cli.main import main
 from gradience.errors import GradienceError
 from gradience.schema.fleet import AdapterRow, Alike, ModuleRow
 from gradience.spectral.grams import DIMENSIONS, Sketch
 from gradience.tables import encoded
 from gradience.tables.query import FLEET
 from gradience.tables.store import Store
-from gradience.verbs.audit.run import audit_adapter
-from gradience.verbs.audit.standing import with_standing
 from gradience.verbs.fleet import show as comparing
 from gradience.verbs.fleet.show import (
     Load,
@@ -102,16 +97,6 @@ def test_a_shape_is_strange_where_over_half_of_two_or_more_have_another(tmp_path
     assert len(found) == named
     if named and usual > other:
         assert (found[0].shape, found[0].usual, found[0].usual_adapters) == ([16, 4], [8, 4], usual)
-
-
-@pytest.mark.parametrize(("others", "few"), [(19, True), (20, False)])
-def test_under_twenty_others_are_few_to_compare_with(tmp_path, others, few):
-    place = stored(tmp_path / "f", *[({}, [{"r": 4, "stable_rank": 1.0 + n}]) for n in range(others)])
-    found = with_standing(audit_adapter(peft(tmp_path / "own")), place).standing
-    assert [(one.measure, one.n, 0.0 < one.percentile < 100.0) for one in found.percentiles] == [
-        ("stable_rank", others, True)
-    ]
-    assert found.notes == ([f"few to compare with: n = {others}"] if few else [])
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
@@ -253,24 +238,3 @@ def test_snapshots_of_one_repository_are_versions_of_one_adapter(tmp_path):
     (repository / "refs").mkdir(parents=True)
     (repository / "refs" / "main").write_text("aa\n")
     assert paths[1] not in {row["path"] for row in one_version(rows)[0]}
-
-
-def test_the_page_has_every_list_and_no_script_and_is_as_private_as_the_fleet(fleet, tmp_path, capsys):
-    pytest.importorskip("matplotlib")
-    page, copy = tmp_path / "fleet.html", shutil.copytree(fleet, tmp_path / "fleet")
-    assert main(["fleet", "show", str(fleet), "--html", str(page)]) == 0
-    text = page.read_text()
-    for word in ("What needs a look", "What could be cut away", "What a server pads", "What is equal", "another base"):
-        assert word in text
-    assert ("no adapter weights" in text, "<script" in text) == (True, False)
-    assert page.stat().st_mode == (fleet / "fleet.json").stat().st_mode
-    assert main(["fleet", "show", str(fleet), "--html", str(page)]) == 2
-    assert "exists already" in capsys.readouterr().err
-    for name in ("rows.jsonl", "page.md"):
-        (tmp_path / name).write_text("mine")
-        assert main(["fleet", "show", str(fleet), "--html", str(tmp_path / name), "--force"]) == 2
-        assert capsys.readouterr().err.endswith(("or give --format)\n", "a page of HTML (name it .html)\n"))
-        assert (tmp_path / name).read_text() == "mine"
-    (copy / "fleet.json").chmod(0o600)
-    assert main(["fleet", "show", str(copy), "--html", str(page), "--force"]) == 0
-    assert stat.S_IMODE(page.stat().st_mode) == 0o600

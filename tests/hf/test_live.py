@@ -6,6 +6,7 @@ import inspect
 import math
 
 import pytest
+import torch
 
 from gradience import preflight
 from gradience.hf.live import LiveOptions, LiveRun
@@ -62,6 +63,83 @@ def test_what_the_first_batches_hold_is_told_and_may_stop_as_preflight_foretold_
     assert [line for line in said() if line[1][:3] == "DAT"] == [("ERROR", says)]
     assert foretold.message == "all 8 rows of the first batches have one and the same position id for every token"
     assert made.state.global_step == 8
+
+
+END = 7
+
+
+def ended(length, ends, **beside):
+    """A row of one token, with an end token at these places."""
+    ids = torch.tensor([END if i in ends else 20 + i % 9 for i in range(length)])
+    return {"input_ids": ids, "labels": ids.where(ids != 23, -100), **beside}
+
+
+def places(*lengths):
+    return torch.cat([torch.arange(length) for length in lengths])
+
+
+def unshifted(outputs, labels, num_items_in_batch=None):
+    return torch.nn.functional.cross_entropy(outputs.logits.flatten(0, 1), labels.flatten())
+
+
+def shifted(outputs, labels, num_items_in_batch=None):
+    return torch.nn.functional.cross_entropy(outputs.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+
+
+ONES = torch.ones(12, dtype=torch.int64)
+
+
+@pytest.mark.parametrize(
+    ("row", "given", "says"),
+    [
+        (
+            ended(12, {5}),
+            {},
+            "DAT355 at step 4: all 8 rows of the first batches hold several documents, and nothing parts them",
+        ),
+        (ended(12, {5}, position_ids=places(6, 6)), {}, None),
+        (ended(12, {5}, attention_mask=ONES.cumsum(0) // 7 + 1), {}, None),
+        (ended(12, {11}), {}, None),
+        (
+            ended(12, {5}, position_ids=places(6, 6), attention_mask=ONES),
+            {},
+            (
+                "DAT355 at step 4: all 8 rows of the first batches have position_ids that begin anew, and an "
+                "attention_mask beside them: documents attend to each other"
+            ),
+        ),
+        (ended(12, {11}, position_ids=places(12), attention_mask=ONES), {}, None),
+        (
+            ended(12, {11}),
+            {"loss": unshifted},
+            (
+                "FED227 at step 4: of 44 tokens in the loss of the first batch, it asks at 44 for the very token that "
+                "the model read there, and at 0 for the next: labels and logits are not shifted against each other"
+            ),
+        ),
+        (ended(12, {11}), {"loss": shifted}, None),
+        (
+            ended(12, {11}),
+            {"grown": {}},
+            (
+                "FED228 at step 4: all 8 rows of the first batches have a token whose embedding was never trained, and "
+                "is frozen"
+            ),
+        ),
+        (ended(12, {11}), {"grown": {"modules_to_save": ["embed_tokens", "lm_head"]}}, None),
+        (ended(12, {11}), {"grown": {"trainable_token_indices": [64, 65]}}, None),
+    ],
+)
+def test_the_first_batches_and_their_loss_are_looked_at(training, callback, said, tmp_path, row, given, says):
+    model = training.llama(**given.get("grown", {}), words=66 if "grown" in given else None)
+    made = training.trainer(tmp_path, callback(), model=model, max_steps=4, gradient_accumulation_steps=2)
+    made.compute_loss_func = given.get("loss")
+    made.model.base_model.model.generation_config.eos_token_id = END
+    added = row["input_ids"].where(row["input_ids"] != 26, 65) if "grown" in given else row["input_ids"]
+    made.train_dataset = [{**row, "input_ids": added} for _ in range(32)]
+    made.train()
+    found = [line for _, line in said() if line[:6] in {"DAT355", "FED227", "FED228"}]
+    assert [line.partition(" -> ")[0] for line in found] == ([] if says is None else [says])
 
 
 def test_findings_on_the_config_are_said_when_training_begins(training, callback, said, tmp_path):

@@ -26,7 +26,7 @@ WORDS = 64
 torch.set_num_threads(1)  # tiny matrices: threads would only wait for each other
 
 
-def llama(seed=0, **lora):
+def llama(seed=0, words=None, **lora):
     set_seed(seed)
     config = LlamaConfig(
         vocab_size=WORDS,
@@ -39,7 +39,10 @@ def llama(seed=0, **lora):
         attention_dropout=0.1,
     )
     given = {"r": 4, "lora_alpha": 8, "lora_dropout": 0.1, "target_modules": ["q_proj", "v_proj"]}
-    return get_peft_model(LlamaForCausalLM(config), LoraConfig(**{"task_type": "CAUSAL_LM", **given, **lora}))
+    base = LlamaForCausalLM(config)
+    if words is not None:
+        base.resize_token_embeddings(words)
+    return get_peft_model(base, LoraConfig(**{"task_type": "CAUSAL_LM", **given, **lora}))
 
 
 def distilbert(seed=0, **lora):

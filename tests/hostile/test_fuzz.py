@@ -71,7 +71,7 @@ audit a --suggest-per-layer --json
 audit a --format sarif
 audit a --append run.jsonl
 audit a --base base --no-cache --json
-audit a --base base --intruders --no-cache
+audit a --base base --no-cache
 audit x.npz --json
 audit bin --json
 diagnose a --json

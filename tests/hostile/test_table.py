@@ -184,7 +184,7 @@ NUMBERS = Group(
     },
     (
         *(f"{line} --json" for line in ON_ADAPTERS),
-        "audit a --base base --intruders --no-cache --json",
+        "audit a --base base --no-cache --json",
         "merge a b --method ties --out o --json",
         "convert a --to mlx --out o --json",
         f"{ON_BASE[1]} --json",

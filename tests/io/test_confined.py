@@ -81,11 +81,11 @@ def test_a_method_answers_and_the_object_lives_on() -> None:
 
 
 def test_the_helper_imports_in_advance_what_it_is_prepared_for() -> None:
-    confined._end_helper()
+    confined.end_helper()
     assert not subject().call("has", "colorsys")
     prepare(["colorsys"])  # there is a helper already
     assert not subject().call("has", "colorsys")
-    confined._end_helper()
+    confined.end_helper()
     prepare(["no_such_module", "colorsys"])
     assert subject().call("has", "colorsys")
 

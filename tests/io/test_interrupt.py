@@ -81,7 +81,7 @@ def test_a_delayed_signal_is_raised_once(monkeypatch):
     monkeypatch.setattr(interrupt, "_Waiting", type("Waiting", (), {"blocks": 0, "signal": 0, "raised": 0, "soon": 0}))
     before = signal.getsignal(signal.SIGALRM)
     try:
-        interrupt._raise_soon(signal.SIGINT)
+        interrupt.raise_soon(signal.SIGINT)
         assert 0.0 < signal.getitimer(signal.ITIMER_REAL)[0] <= 30.0
         with pytest.raises(KeyboardInterrupt):
             interrupt.raise_delayed()

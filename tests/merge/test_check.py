@@ -46,8 +46,9 @@ def test_what_the_sum_keeps_is_its_projection_on_each_update(save):
 
 
 def test_signs_are_counted_over_every_entry_of_small_modules(save):
-    one, two = save("one", seed=1), save("two", seed=2)
-    report = merge_check(one.folder, two.folder, weights=[0.5, 0.25])
+    one, two, seen = save("one", seed=1), save("two", seed=2), []
+    report = merge_check(one.folder, two.folder, weights=[0.5, 0.25], progress=lambda *at: seen.append(at))
+    assert seen == [(n, len(report.modules), row.name) for n, row in enumerate(report.modules, 1)]
     names = {f"{row.name}.weight" for row in report.modules}
     first, second = ({k: v for k, v in s.update.items() if k in names} for s in (one, two))
     x, y = 0.5 * _vector(first), 0.25 * _vector(second)

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 from tables import every
 
-from gradience import explain_difference
+from gradience import TelemetryWriter, explain_difference
 from gradience.folder.runs import read_run
 from gradience.render.pace import memory_words, pace_words
 from gradience.rules.log.pace import pace_of
 from gradience.schema import SCHEMA_ID
 from gradience.schema.events import Throughput
 from gradience.schema.reports import Pace
-from gradience.verbs.runs.curves import training_figures
+from gradience.verbs.report.curves import training_figures
 from gradience.verbs.runs.rows import read_rows
 from gradience.verbs.why.view import why_text
 
@@ -76,14 +74,14 @@ def test_the_first_window_is_left_out_and_a_card_has_memory_that_is_reserved(res
 
 @pytest.fixture
 def logs(tmp_path):
-    """Two logs of ms-swift, at 6 and at 12 s a step, the second with 8 GiB reserved."""
-    for name, each in (("quick", 6), ("slow", 12)):
-        rows = [
-            {"loss": 2.0, "global_step/max_steps": f"{s}/60", "elapsed_time": f"{s * each // 60}m {s * each % 60}s"}
-            for s in range(10, 70, 10)
-        ]
-        more = {"memory(GiB)": 8.0} if name == "slow" else {}
-        (tmp_path / f"{name}.jsonl").write_text("".join(f"{json.dumps(row | more)}\n" for row in rows))
+    """Two logs, at 6 and at 12 s a step, the second with 8 GiB reserved."""
+    for name, each in (("quick", 6.0), ("slow", 12.0)):
+        reserved = {"reserved_bytes": 8 * GIB} if name == "slow" else {}
+        with TelemetryWriter(tmp_path / f"{name}.jsonl") as log:
+            for step in range(10, 70, 10):
+                log.train_step(step, loss=2.0)
+                if step > 10:
+                    log.throughput(step, steps=10, seconds_per_step=each, **reserved)
     return [tmp_path / "quick.jsonl", tmp_path / "slow.jsonl"]
 
 

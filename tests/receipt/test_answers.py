@@ -153,7 +153,7 @@ def test_what_a_server_does_not_give_is_missing_or_refused():
     [(-1.5, -1.5), (-2, -2.0), (None, None), (True, None), ("-1", None), (-(10**400), None), (float("-inf"), None)],
 )
 def test_only_finite_numbers_are_log_probabilities(value, number):
-    assert [endpoint._number(value)] == pytest.approx([np.nan if number is None else number], nan_ok=True)
+    assert [endpoint.log_probability(value)] == pytest.approx([np.nan if number is None else number], nan_ok=True)
 
 
 def asked_for_tokens(known):

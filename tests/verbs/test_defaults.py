@@ -16,7 +16,7 @@ from gradience.cli.main import BELOW, COMMANDS, GROUPS
 from gradience.ranges import VerbOptions
 
 RECORDS: dict[str, dict[str, Any]] = {  # of options, and what their fields are unless told otherwise
-    "AuditOptions": {"intruder_k": 10, "intruder_eps": 0.5, "norms_cache": True},
+    "AuditOptions": {"norms_cache": True},
     "BenchOptions": {"tolerance": "1%", "timeout": 3600.0},
     "CheckOptions": {},
     "ConvertOptions": {"to": "peft"},
@@ -43,7 +43,7 @@ OF_COMMANDS: dict[str, dict[str, Any]] = {  # beside the library's records
     "bench merge": {"method": "linear,svd,ties"},
     "compare": {"device": "auto", "top": 5},
     "fleet show": {"top": 10},
-    "runs": {"metric": "train/loss"},
+    "runs": {"limit": 20, "sort": "path"},
     "runs best": {"limit": 5},
     "schema": {"name": "telemetry"},
     "validate": {"max_issues": 100},

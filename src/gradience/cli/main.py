@@ -201,7 +201,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     interrupt.forget()
     if sys.stdout is None:  # closed, as by >&-: said before any work, which would be lost
-        return _fail("cannot write to stdout: it is closed", "send the report to a file or a pipe")
+        return refused("cannot write to stdout: it is closed", "send the report to a file or a pipe")
     try:
         return _run(list(sys.argv[1:] if argv is None else argv))
     except Exception as error:  # the last resort
@@ -212,19 +212,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _code_of(error: Exception) -> int:
     if isinstance(error, GradienceError):
-        return _fail(error.message, error.advice)
+        return refused(error.message, error.advice)
     if isinstance(error, BrokenPipeError):
         from gradience.commands.output import leave_stdout  # only this failure pays for it
 
         leave_stdout()  # the reader closed the pipe (`| head`), which deserves no message
         return 0
     if isinstance(error, MemoryError):
-        return _fail("not enough memory for this input", "give a smaller one, or run it where more is free")
+        return refused("not enough memory for this input", "give a smaller one, or run it where more is free")
     if isinstance(error, OSError) and error.filename is not None:
         # An error about a path, such as a name that no disk can hold, is the user's. Any other is a bug of ours.
-        return _fail(_about(error), "check the path")
+        return refused(_about(error), "check the path")
     if isinstance(error, OSError) and error.errno in _OF_THE_DISK:
-        return _fail(f"cannot write: {error.strerror}", "check the space left")
+        return refused(f"cannot write: {error.strerror}", "check the space left")
     return _failed(error)
 
 
@@ -245,7 +245,7 @@ def _run(tokens: list[str]) -> int:
 
         return context.run(here, Path(tokens[0]))
     if tokens and tokens[0] in _GONE:
-        return _fail(f"{tokens[0]} is gone", f"give '{_GONE[tokens[0]]}'")
+        return refused(f"{tokens[0]} is gone", f"give '{_GONE[tokens[0]]}'")
     app = build_app(*tokens[:2])
     kept = KeptConsole() if is_help else None
     console = None if kept is None else kept.console
@@ -258,7 +258,7 @@ def _run(tokens: list[str]) -> int:
 
         depth = 2 if tokens[0] in GROUPS or set(tokens[1:2]) & set(BELOW.get(tokens[0], ())) else 1
         verb = " ".join(tokens[:depth]) if tokens[0] in (*COMMANDS, *GROUPS) else ""
-        return _fail(usage_error(error), f"see 'gradience {verb} --help'" if verb else "see 'gradience --help'")
+        return refused(usage_error(error), f"see 'gradience {verb} --help'" if verb else "see 'gradience --help'")
     if kept is not None:
         emit(kept.text())
     return result if isinstance(result, int) else 0
@@ -367,7 +367,8 @@ def _tell(text: str) -> None:
     tell(text)
 
 
-def _fail(message: str, advice: str) -> int:
+def refused(message: str, advice: str) -> int:
+    """Print the line of an error without secrets, and return its exit code."""
     from gradience.blocks import clean  # only a failure pays for it
     from gradience.telemetry.secrets import hide_secrets  # the same
 

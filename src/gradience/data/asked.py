@@ -42,6 +42,8 @@ class Vocabulary(NamedTuple):
     own: ControlTokens = ControlTokens()
     think: tuple[int, ...] = ()
     """The tokens that begin a block of thought."""
+    untaught: frozenset[int] = frozenset()
+    """Tokens of a live batch whose embedding was not trained, and does not train."""
 
 
 class AskedRow:

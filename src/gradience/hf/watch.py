@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any, Final, Self, TypeGuard
 
 import torch
@@ -26,6 +27,9 @@ _ASKED: Final = 8  # rows, of the first micro-batches, that are asked one by one
 _MOST_READ: Final = 2048  # tokens of a row that are read as text
 _MOST_HASHES: Final = 1_000_000  # hashes of rows that are kept, about 100 MB
 _MOST_EVALUATED: Final = 20_000  # rows of evaluations whose hashes are kept, about 2 MB
+_LOOKED: Final = 4096  # rows of the embedding whose mean and spread are taken, and those of a batch
+_MEAN: Final = 0.1  # of the spread: a row so near to the mean of all was not trained
+_PARTING: Final = ("seq_idx", "cu_seq_lens_q", "cu_seqlens", "cu_seq_lens")  # which part documents beside a mask, too
 _COUNTS: Final = ("rows", "tokens", "padding", "supervised", "rows_unsupervised", "rows_at_limit", "rows_with_end")
 
 Values = dict[str, Any]
@@ -70,7 +74,12 @@ class BatchWatch:
         self._vocabulary = _vocabulary(self._tokenizer, self._ends)
         self._asked: Counter[str] = Counter()
         self._rows_asked = 0
-        self._handle = model.register_forward_pre_hook(Hook(self._see), with_kwargs=True)
+        self._wanted: dict[str, int] | None = None if _is_causal(model) else {}
+        self._handles = [
+            model.register_forward_pre_hook(Hook(self._see), with_kwargs=True),
+            model.register_forward_hook(Hook(self._answered), with_kwargs=True),
+        ]
+        self._embedding = _frozen_embedding(model)
 
     def __enter__(self) -> Self:
         """Begin a block in which the model is watched."""
@@ -86,8 +95,9 @@ class BatchWatch:
         return self.watched >= FIRST
 
     def close(self) -> None:
-        """Remove the hook; the counts stay."""
-        self._handle.remove()
+        """Remove the hooks; the counts stay."""
+        for handle in self._handles:
+            handle.remove()
 
     def new_epoch(self) -> None:
         """Forget which rows were seen, because a new epoch repeats them."""
@@ -115,6 +125,7 @@ class BatchWatch:
             "packed": self._packed,
             "asked": dict(+self._asked),
             "rows_asked": self._rows_asked,
+            "wanted": self._wanted or {},
             "unseen": self._unseen(),
         }
 
@@ -197,11 +208,12 @@ class BatchWatch:
         if self.watched <= FIRST and self._rows_asked < _ASKED:
             few = ids[: _ASKED - self._rows_asked]
             beside = [_beside(few, kwargs.get(name)) for name in ("attention_mask", "position_ids")]
-            self._ask(few.tolist(), beside[0], beside[1], _beside(few, labels if of_tokens else None))
+            known = self._vocabulary._replace(untaught=_untaught(few, self._embedding))
+            self._ask(few.tolist(), (*beside, _beside(few, labels if of_tokens else None)), known, _are_parted(kwargs))
 
-    def _ask(self, ids: list[list[int]], masks: _Beside, positions: _Beside, labels: _Beside) -> None:
+    def _ask(self, ids: list[list[int]], beside: tuple[_Beside, ...], known: Vocabulary, parted: bool) -> None:  # noqa: FBT001  # of all rows
         """Ask each row of a batch what a row of a file is asked, as far as it needs no text."""
-        for row, given, places, own in zip(ids, masks, positions, labels, strict=True):
+        for row, given, places, own in zip(ids, *beside, strict=True):
             mask = None if given is None else [*map(bool, given)]
             self._rows_asked += 1
             if mask is not None and _is_hidden(mask, own):
@@ -209,11 +221,29 @@ class BatchWatch:
                 continue
             begin, end = _attended(row, mask, own)
             self._asked["foreign_tokens"] += _has_foreign(row[begin:end][:_MOST_READ], self._tokenizer)
-            self._asked["placeless"] += places is not None and end - begin > 1 and len({*places[begin:end]}) == 1
-            columns = {"input_ids": row} | ({} if own is None else {"labels": own})  # padding in the loss, too
+            placeless = places is not None and end - begin > 1 and len({*places[begin:end]}) == 1
+            self._asked["placeless"] += placeless
+            columns: Values = {"input_ids": row} | ({} if own is None else {"labels": own})  # padding in the loss, too
+            anew = places is not None and not placeless and 0 in places[begin + 1 : end]
+            # transformers parts documents by their positions where there is no mask.
+            columns |= {"parted": True} if parted or (anew and given is None) else {"masked": True} if anew else {}
             kept = None if own is None else [int(label != IGNORED) for label in own[begin:end]]
-            asked = AskedRow(columns, self._vocabulary, (TokenSequence(row[begin:end], kept),))
+            asked = AskedRow(columns, known, (TokenSequence(row[begin:end], kept),))
             self._asked.update({name for test in ASKED_LIVE for name in test.of(asked)})
+
+    def _answered(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: Values, output: Any) -> None:
+        """Look at the gradient of the first batch's logits, by which the loss says what token it wants where."""
+        ids, logits = kwargs.get("input_ids", args[0] if args else None), getattr(output, "logits", None)
+        wanting = self._wanted is None and module.training and isinstance(logits, torch.Tensor) and logits.requires_grad
+        if wanting and _are_ids(ids) and logits is not None and logits.shape[:-1] == ids.shape:
+            self._wanted = {}
+            logits.register_hook(partial(self._take_wanted, ids))
+
+    def _take_wanted(self, ids: torch.Tensor, gradient: torch.Tensor) -> None:
+        with torch.no_grad(), suppress(RuntimeError, NotImplementedError):
+            low, wanted = gradient.min(-1)
+            by_place = {"own": wanted == ids, "next": wanted == ids.roll(-1, 1), "of": low < 0.0}
+            self._wanted = {name: int((seen & (low < 0.0)).sum()) for name, seen in by_place.items()}
 
     def _take(self, table: list[list[int]], room: int) -> None:
         lengths, hashes, *of_labels = table
@@ -308,6 +338,40 @@ def watch_batches(model: torch.nn.Module, *, max_length: int | None = None, toke
         tokenizer: that of the run, by which padding and turns are known in the first batches.
     """
     return BatchWatch(model, max_length=max_length, tokenizer=tokenizer)
+
+
+def _is_causal(model: torch.nn.Module) -> bool:
+    return any(kind in type(_inner(model)).__name__ for kind in ("CausalLM", "LMHeadModel"))
+
+
+def _frozen_embedding(model: torch.nn.Module) -> Any:
+    """The embedding of the tokens, if nothing of it trains and its numbers can be read."""
+    with suppress(AttributeError, NotImplementedError):
+        layer: Any = _inner(model).get_input_embeddings()
+        weight = layer.weight
+        plain = isinstance(weight, torch.Tensor) and weight.ndim == 2 and weight.is_floating_point()
+        if plain and weight.numel() and not weight.is_meta and not any(one.requires_grad for one in layer.parameters()):
+            return layer
+    return None
+
+
+def _untaught(ids: torch.Tensor, layer: Any) -> frozenset[int]:
+    """The tokens whose embedding is the mean of all, as a resize leaves it, without the one that pads."""
+    if layer is None:
+        return frozenset()
+    rows: torch.Tensor = layer.weight.detach()
+    some = rows[:: -(-len(rows) // _LOOKED)].float()
+    mean, own = some.mean(0), ids.unique()[:_LOOKED]
+    spread = (some - mean).norm(dim=1).median()
+    near = own[(rows[own].float() - mean).norm(dim=1) < _MEAN * spread]
+    return frozenset(near.tolist()) - {getattr(layer, "padding_idx", None)}
+
+
+def _are_parted(kwargs: Mapping[str, Any]) -> bool:
+    """Whether documents are parted by their lengths, or by a mask that is square or numbers them."""
+    mask, ids = kwargs.get("attention_mask"), kwargs.get("input_ids")
+    tells = isinstance(mask, torch.Tensor) and (ids is None or mask.shape != ids.shape or int(mask.max()) > 1)
+    return tells or any(kwargs.get(name) is not None for name in _PARTING)
 
 
 def _are_ids(ids: object) -> TypeGuard[torch.Tensor]:

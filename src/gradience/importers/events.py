@@ -22,7 +22,7 @@ import msgspec
 from gradience.configs.settings import overlay, with_ratio
 from gradience.errors import few
 from gradience.importers.files import LoggedRow, SourceRun, count_of
-from gradience.importers.pace import windows_of
+from gradience.importers.pace import paces_of
 from gradience.importers.trainer_state import shown_in_rows
 from gradience.schema import MAX_INT, SCHEMA_ID, Json, Real, Status, as_float, real
 from gradience.schema.events import (
@@ -270,9 +270,6 @@ class RunEvents:
         self, raw: SourceRun, segments: list[Segment], *, run_id: str, session: str, meta: Mapping[str, Json]
     ) -> None:
         self._segments, self._run_id, self._session, self._meta = segments, run_id, session, meta
-        *before, last = segments
-        self._paces = [windows_of(one.rows, one.resumed_from, ()) for one in before]
-        self._paces.append(windows_of(last.rows, last.resumed_from, raw.memory))
         self._percent = any(_in_percent(row) for segment in segments for row in segment.rows)
         if self._percent:
             raw.notes.append("accuracies above 1 were taken for per cent")
@@ -312,16 +309,11 @@ class RunEvents:
             ts = next((row.ts for row in segment.rows if row.ts is not None), None)
             resumed, meta = segment.resumed_from, dict(self._meta)
             yield RunStart(**builder.head(resumed, ts), config=self._config, meta=meta, resumed_from_step=resumed)
-            yield from self._segment(builder, number, segment)
-
-    def _segment(self, builder: _EventBuilder, number: int, segment: Segment) -> Iterator[Event]:
-        paces = iter(self._paces[number])
-        place, fields = next(paces, (-1, {}))
-        for at, row in enumerate(segment.rows):
-            yield from builder.row(row)
-            while place == at:
-                yield Throughput(**builder.head(row.step, row.ts), **fields)
-                place, fields = next(paces, (-1, {}))
+            paces = dict(paces_of(segment.rows, resumed))
+            for place, row in enumerate(segment.rows):
+                yield from builder.row(row)
+                if place in paces:
+                    yield Throughput(**builder.head(row.step, row.ts), **paces[place])
 
 
 @dataclass(slots=True)

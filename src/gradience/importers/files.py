@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import msgspec
 
@@ -107,13 +107,6 @@ def _shared(names: tuple[str, ...]) -> tuple[str, ...]:
     return names
 
 
-class MemoryReading(NamedTuple):
-    """Memory that a logger read beside the rows, bytes by field of a `throughput` event, at a time (Unix seconds)."""
-
-    ts: float
-    memory: Mapping[str, int]
-
-
 @dataclass(slots=True)
 class SourceRun:
     """One run as read from its source, with rows in the order of the file."""
@@ -132,7 +125,6 @@ class SourceRun:
     layer: Layer = field(default_factory=Layer)
     skipped: list[SkippedRow] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    memory: list[MemoryReading] = field(default_factory=list)  # in the order of time
     files: list[Path] = field(default_factory=list)  # all files read; the rows are from the first
     held: dict[Path, bytes] = field(default_factory=dict)  # the bytes of the files of settings
     states: list[SourceRun] = field(default_factory=list)  # the trainer_state.json files that were joined into it

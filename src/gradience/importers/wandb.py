@@ -23,7 +23,6 @@ from gradience.configs.values import Malformed
 from gradience.errors import RecorderError, SchemaError
 from gradience.importers.files import (
     LoggedRow,
-    MemoryReading,
     SourceRun,
     is_pointer,
     log_bytes,
@@ -35,7 +34,7 @@ from gradience.importers.protobuf import CutOffError, fields, nested
 from gradience.importers.table import Numbered, flatten, rows_to_raw
 from gradience.io.reading import MAX_DEPTH, open_regular
 from gradience.schema import Json, Status
-from gradience.schema.values import finite_of, number_of, rounded_of
+from gradience.schema.values import number_of
 from gradience.telemetry.codec import parse
 from gradience.telemetry.rows import split_row
 
@@ -49,9 +48,8 @@ _START: Final = 7  # bytes of the file's header
 _BLOCK: Final = 32 * 1024
 _HEADER: Final = struct.Struct("<IHB")  # checksum, length, kind of a piece
 _FULL, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
-_HISTORY, _SUMMARY, _CONFIG, _STATS, _OUTPUT_RAW, _RUN, _EXIT = 2, 3, 5, 7, 13, 17, 18  # fields of a Record
+_HISTORY, _SUMMARY, _CONFIG, _OUTPUT_RAW, _RUN, _EXIT = 2, 3, 5, 13, 17, 18  # fields of a Record
 _ITEM, _KEY, _NESTED, _VALUE = 1, 1, 2, 16  # a field of HistoryRecord and ConfigRecord; the fields of their items
-_STATS_TIME, _STATS_ITEM = 2, 3  # of a StatsRecord, whose items are as those of a HistoryRecord
 _RUN_ID, _RUN_CONFIG, _RUN_NAME = 1, 4, 8
 _LINE: Final = 3  # of an OutputRawRecord
 _EXIT_CODE: Final = 1  # of a RunExitRecord, which does not write a code of 0
@@ -64,10 +62,6 @@ _INTERRUPT: Final = "KeyboardInterrupt"
 _OF_LOGGER: Final = ("_wandb", "_runtime", "_timestamp")
 # What the Trainer logs when training is over, into the summary only. Without this it would be a row's `train_loss`.
 _CLOSING: Final = ("total_flos", "train_runtime", "train_samples_per_second", "train_steps_per_second", "train_loss")
-_USED: Final = re.compile(r"gpu\.(?:process\.)?(\d+)\.memoryAllocatedBytes")  # of the device, whoever holds it
-_SHARE: Final = "gpu.{}.memoryAllocated"  # per cent
-_PROCESS: Final = ("proc.memory.rssMB", "proc.memory.percent")  # of the machine's memory
-_MIB: Final = 2**20
 _EXPORT: Final = (
     "sync it with `wandb sync`, then export: "
     "pandas.DataFrame(wandb.Api().run('ENTITY/PROJECT/RUN').scan_history()).to_csv('run.csv', index=False)"
@@ -143,8 +137,6 @@ class _Log:
             self.settings |= _items(body)
         elif kind == _SUMMARY:
             self.summary |= _items(body)
-        elif kind == _STATS:
-            self._raw.memory += _memory(body)
         elif kind == _OUTPUT_RAW:
             self.output = (self.output + "".join(part.decode("utf-8", "replace") for part in nested(body, _LINE)))[
                 -_TAIL:
@@ -154,29 +146,6 @@ class _Log:
             self.exit_code = code if isinstance(code, int) else None
         elif kind == _RUN:
             _take_run(self._raw, body, self.settings)
-
-
-def _memory(body: bytes) -> Iterator[MemoryReading]:
-    """The memory of a record of system metrics: of the fullest card, or of the process where there is none."""
-    seconds = rounded_of(dict(fields(next(nested(body, _STATS_TIME), b""))).get(1))
-    found = {name: finite_of(value) for name, value in _items(body, _STATS_ITEM).items()}
-    stats = {name: number for name, number in found.items() if number is not None}
-    if seconds is None:
-        return
-    cards = [(stats[name], stats.get(_SHARE.format(hit[1]), 0.0)) for name in stats if (hit := _USED.fullmatch(name))]
-    if cards:
-        used, share = max(cards)
-        yield MemoryReading(seconds, _sizes(used, share, "reserved_bytes"))
-    elif (used := stats.get(_PROCESS[0], 0.0) * _MIB) > 0.0:
-        yield MemoryReading(seconds, _sizes(used, stats.get(_PROCESS[1], 0.0), "peak_bytes", "held_bytes"))
-
-
-def _sizes(used: float, percent: float, *names: str) -> dict[str, int]:
-    """Bytes that are used, by these names, and the memory there is, of which they are so many per cent."""
-    sizes = {name: rounded_of(used) for name in names}
-    if percent > 0.0:
-        sizes["total_bytes"] = rounded_of(used / percent * 100.0)
-    return {name: size for name, size in sizes.items() if size is not None}
 
 
 def _take_end(raw: SourceRun, code: int | None, output: str) -> None:

@@ -250,7 +250,7 @@ def _helper(imports: Sequence[str] = ()) -> _Helper:
     """The helper of this process, started anew if it has ended or is that of the process that this was forked from."""
     with _STARTING:
         if not _HELPERS or not _HELPERS[0].is_alive:
-            _end_helper()
+            end_helper()
             _HELPERS.append(_Helper(imports))
         return _HELPERS[0]
 
@@ -262,7 +262,8 @@ def prepare(imports: Sequence[str]) -> None:
 
 
 @atexit.register
-def _end_helper() -> None:
+def end_helper() -> None:
+    """End the process from which confined ones are forked; the next is started anew."""
     while _HELPERS:
         _HELPERS.pop().close()
 

@@ -57,7 +57,7 @@ def forget() -> None:
 def _dropped(unraisable: sys.UnraisableHookArgs) -> None:
     """Raise a signal again, soon, if its exception was dropped. Any other dropped exception is reported as usual."""
     if _Waiting.raised and unraisable.exc_type in {KeyboardInterrupt, SystemExit} and _CAN_WAIT:
-        _raise_soon(_Waiting.raised)
+        raise_soon(_Waiting.raised)
     else:
         sys.__unraisablehook__(unraisable)
 
@@ -72,7 +72,8 @@ def raise_delayed() -> None:
         _end(_Waiting.soon)
 
 
-def _raise_soon(number: int) -> None:
+def raise_soon(number: int) -> None:
+    """Raise the signal where `raise_delayed` is called, or by a timer."""
     _Waiting.soon = number
     # By a signal again, because its handler runs in the main thread, and a timer of `threading` would not.
     signal.signal(signal.SIGALRM, lambda _, frame: _arrived(number, frame))
@@ -116,7 +117,7 @@ def _arrived(number: int, frame: FrameType | None) -> None:
     if _Waiting.blocks:
         _Waiting.signal = number
     elif _CAN_WAIT and _is_importing(frame):
-        _raise_soon(number)
+        raise_soon(number)
     else:
         _end(number)
 

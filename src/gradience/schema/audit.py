@@ -87,21 +87,6 @@ class CodesSurvival(msgspec.Struct, kw_only=True, frozen=True):
     gain: Annotated[float, about("Norm of the realised over that of the intended change; null if that is zero.")] | None
 
 
-class Intruders(msgspec.Struct, kw_only=True, frozen=True):
-    """Intruder dimensions: leading left singular vectors of W + dW that resemble none of W's (arXiv 2410.21228)."""
-
-    k: Annotated[NonNegativeInt, about("Number of leading vectors that were examined.")]
-    eps: Annotated[Fraction, about("Threshold: an intruder's overlap with each of W's vectors is below it.")]
-    count: Annotated[NonNegativeInt, about("Intruders at eps, undecided ones included.")]
-    counts: Annotated[dict[str, int], about("Intruders by threshold.")]
-    undecided: Annotated[NonNegativeInt, about("Intruders at eps that may reach it by their upper bound.")]
-    method: Annotated[
-        Literal["exact", "lanczos"],
-        about("`exact`: dense SVD of both matrices. `lanczos`: Lanczos with bounds on every overlap."),
-    ]
-    converged: Annotated[bool, about("Whether the k leading vectors reached their tolerance.")]
-
-
 class BaseComparison(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     """One module's update compared with its weight W; the true update W' - W for DoRA, PiSSA and their like."""
 
@@ -117,7 +102,6 @@ class BaseComparison(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=Tr
     held: Annotated[float, about("<W, dW> / norm(dW)^2: how often W holds dW already; of plain LoRA.")] | None = None
     survival: MergeSurvival | None = None
     in_codes: CodesSurvival | None = None
-    intruders: Intruders | None = None
 
 
 class NotCompared(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
@@ -162,13 +146,11 @@ class BaseReport(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     codes: Annotated[dict[str, int], about("Modules whose weight is in codes, by format.")] = {}
     in_codes_changed_median: Annotated[Fraction, about("Median of the modules' in_codes.changed.")] | None = None
     in_codes_cosine_median: Annotated[float, about("Median of the modules' in_codes.cosine.")] | None = None
-    intruder_total: Annotated[NonNegativeInt, about("Intruders of all modules; null if not counted.")] | None = None
-    intruder_modules: Annotated[NonNegativeInt, about("Modules with an intruder; null if not counted.")] | None = None
-    method: Annotated[str, about("How norms and intruders were computed.")] = ""
+    method: Annotated[str, about("How norms were computed.")] = ""
     notes: list[str] = []
 
 
-AUDIT_SCHEMA_ID: Final = "gradience.audit/v2"
+AUDIT_SCHEMA_ID: Final = "gradience.audit/v3"
 
 ModuleType = Annotated[str, about("`attn`, `mlp`, `ssm`, `embedding` or `other`.")]
 StableRank = Annotated[float, Meta(ge=0.0, description="sum(sigma^2) / sigma_1^2; null for a zero update.")]
@@ -358,25 +340,6 @@ class NotAnalysed(msgspec.Struct, kw_only=True, frozen=True):
     cause: LeftoverReason | None = None
 
 
-class Percentile(msgspec.Struct, kw_only=True, frozen=True):
-    """One number of an adapter, ranked among healthy adapters with modules of the same rank and type."""
-
-    measure: Annotated[str, about("A field of the modules, such as `utilization`.")]
-    module_type: ModuleType
-    r: Rank
-    value: Annotated[float, about("Mean over the adapter's modules of this type and rank.")]
-    percentile: Annotated[float, Meta(ge=0.0, le=100.0, description="Per cent of the others below it, ties by half.")]
-    n: Annotated[NonNegativeInt, about("Adapters compared with; adapters of equal content count once.")]
-
-
-class Standing(msgspec.Struct, kw_only=True, frozen=True):
-    """The percentiles of an adapter among the healthy adapters of a fleet."""
-
-    fleet: str
-    percentiles: list[Percentile] = []
-    notes: list[str] = []
-
-
 class Beside(msgspec.Struct, kw_only=True, frozen=True):
     """What the next command is filled in with; null: the command has a word in capitals, to be replaced."""
 
@@ -388,7 +351,7 @@ class Beside(msgspec.Struct, kw_only=True, frozen=True):
 class AuditReport(Report, kw_only=True, frozen=True):
     """The audit of one adapter, as `gradience audit --json` prints it."""
 
-    schema: Literal["gradience.audit/v2"]
+    schema: Literal["gradience.audit/v3"]
     peft_dir: Annotated[str, about("The adapter's path, as given.")]
     config_path: str | None = None
     weights_path: Annotated[str, about("Weights file as given; any further files are in `weights_paths`.")]
@@ -424,7 +387,6 @@ class AuditReport(Report, kw_only=True, frozen=True):
     unmatched_patterns: Annotated[list[str], about("Keys of rank_pattern and alpha_pattern that match no module.")] = []
     base: BaseReport | None = None
     beside: Beside = Beside()
-    standing: Annotated[Standing, about("Percentiles within a fleet, with --against FLEET.")] | None = None
     modules: list[ModuleAudit] = []
     layers: Annotated[list[LayerSummary], about("Adapted layers, in their order.")] = []
     ledger: Annotated[list[LedgerEntry], about("Tensors of the file by role, most bytes first.")] = []

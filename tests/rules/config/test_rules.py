@@ -1210,7 +1210,9 @@ ENTRIES: dict[str, Entry] = {
             On(
                 lora(r=513),
                 engines("vllm"),
-                says="vLLM has no room for rank 513",
+                says="vLLM has no room for rank 513: max_lora_rank is one of 1, 8, 16, 32, 64, 128, 256, 320 and 512, "
+                "and every slot has that size",
+                action="gradience resize ADAPTER --rank 512 --out NEW",
                 values={"engine": "vllm", "rank": 513, "room": None},
                 severity="warning",
                 confidence=0.8,
@@ -1222,6 +1224,12 @@ ENTRIES: dict[str, Entry] = {
                 action="start it with --max-lora-rank 32",
             ),
             On(
+                lora(r=17),
+                CheckContext(engines=("vllm@0.28",), flags={"enable-lora": ()}),
+                says="vLLM refuses rank 17: --max-lora-rank is 16, as none is given",
+                action="start it with --max-lora-rank 32",
+            ),
+            On(
                 lora(r=4),
                 CheckContext(engines=("vllm",), flags={"max-lora-rank": ("12",)}),
                 says="vLLM takes no --max-lora-rank 12",
@@ -1230,7 +1238,7 @@ ENTRIES: dict[str, Entry] = {
         silent=[
             On(lora(r=512), engines("vllm", "lorax", "tensorrt")),
             On(lora(r=513), engines("lorax", "llamacpp", "vllm@9")),
-            On(lora(r=16), CheckContext(engines=("vllm",), flags={"max-lora-rank": ("16",)})),
+            On(lora(r=16), CheckContext(engines=("vllm",), flags={"enable-lora": ()})),
             On(lora(r=64), CheckContext(engines=("lorax",), flags={"max-lora-rank": ("16",)})),
         ],
         abstains=[On(lora(r=12)), On(lora(), engines("vllm"))],

@@ -49,9 +49,11 @@ def test_every_row_names_the_commit_and_file_or_the_thread_it_was_read_in(fact) 
 
 
 def test_an_engine_and_a_feature_have_one_row_and_every_engine_has_some() -> None:
-    assert len({(fact.row.engine, fact.feature, fact.row.models) for fact in FACTS}) == len(FACTS)
+    assert len({(fact.row.engine, fact.feature, fact.row.models, fact.row.since, fact.says) for fact in FACTS}) == len(
+        FACTS
+    )
     assert {fact.row.engine for fact in FACTS} == set(ENGINES)
-    assert {fact.feature for fact in FACTS} | {"alora"} == set(FEATURES) == set(SHOWN)
+    assert {fact.feature for fact in FACTS} | {"alora"} == set(SHOWN) == set(FEATURES) - {"rank"}
     assert all(bool(fact.row.only) for fact in FACTS if fact.feature in {"targets", "base"})
 
 
@@ -115,7 +117,7 @@ def test_without_an_engine_nothing_is_said_and_a_strange_one_is_refused(tmp_path
 
 LORA = {"r": 8, "alpha": 16.0, "target_modules": ["q_proj", "v_proj"]}
 LLAMA = Coverage(base="b", model_type="llama", layout="transformers 5", modules=1, layers=1, layers_total=1)
-QWEN = msgspec.structs.replace(LLAMA, model_type="qwen2")
+WHISPER = msgspec.structs.replace(LLAMA, model_type="whisper")
 MOVED = Moved("model", "model.language_model", saved=True)
 PLAIN = CheckContext(coverage=LLAMA)
 
@@ -133,13 +135,22 @@ SHOWN = {  # a feature: settings or surroundings that show it, and those like th
     "alpha_pattern": ({"alpha_pattern": {"q_proj": 4.0}}, {"alpha_pattern": {}}),
     "token_rows": ({"extras": {"trainable_token_indices": [1]}}, {"extras": {"trainable_token_indices": []}}),
     "new_rows": (PLAIN._replace(new_rows=("<x>",)), PLAIN),
-    "some_layers": ({"extras": {"layers_to_transform": [0]}}, {}),
+    "some_layers": (
+        _held(language=["m.0.q_proj", "m.1.q_proj", "m.0.v_proj"]),
+        _held(language=["m.0.q_proj", "m.1.q_proj", "m.0.v_proj", "m.1.v_proj"]),
+    ),
     "targets": ({"target_modules": ["q_proj", "a.wqkv"]}, {"target_modules": ["a.q_proj", "o_proj"]}),
     "embedding_or_head": ({"target_modules": ["q_proj", "lm_head"]}, {"target_modules": ["head"]}),
     "tied_head": (_held(tied_head=["lm_head"]), _held(head=["lm_head"])),
     "expression": ({"target_modules": ".*q_proj"}, {"target_modules": ["q_proj"]}),
     "prefix": (PLAIN._replace(moved=MOVED), PLAIN._replace(moved=MOVED._replace(saved=False))),
-    "base": (PLAIN._replace(coverage=QWEN), PLAIN),
+    "base": (PLAIN._replace(coverage=WHISPER), PLAIN),
+    "start": ({"init": "pissa"}, {"init": "gaussian"}),
+    "absent": (
+        _held()._replace(absent=frozenset({"model.layers.0.self_attn.q_proj"})),
+        _held()._replace(absent=frozenset({"model.layers.1.self_attn.q_proj"})),
+    ),
+    "unwrapped": (_held()._replace(coverage=None), _held()),
     "fraction": ({"alpha": 22.5}, {"alpha": 22.0}),
     "base_bias": ({"bias": "all"}, {"bias": "none", "extras": {"lora_bias": True}}),
     "embedding": ({"target_modules": ["model.embed_tokens"]}, {"target_modules": ["lm_head"]}),

@@ -581,6 +581,14 @@ TWO: dict[str, Any] = {**LABELLED, "labels": {"7": 18, "0": 2}, "labels_total": 
             "info: 75% of a batch of 8 is padding; packing makes 9 full sequences of 40",
         ),
         ("DAT320", padded(0.5), "info: 50% of a batch of 8 is padding"),
+        *(
+            (
+                "DAT369",
+                seen({**REWARDED, "columns": ["prompt", *columns]}, no_reference=30),
+                f"warning: 30 of 1,000 rows (3 %: 1, ...) have nothing in {named}, with which a reward compares",
+            )
+            for named, *columns in (("solution", "solution"), ("one of answer, solution", "answer", "solution"))
+        ),
         ("DAT320", padded(0.5, packed=0), "info: 50% of a batch of 8 is padding"),
         ("DAT320", {"batching": {"batch_size": 8}}, "? no batch could be counted"),
         ("DAT301", {"rows_read": 0}, "? no row could be tokenised"),

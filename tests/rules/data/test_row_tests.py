@@ -79,6 +79,7 @@ IDS = [300, 301, 302, 303]
         ({"input_ids": [5, PAD, PAD], "labels": [5, PAD, -100]}, set()),
         ({"input_ids": [5, END, 6, 7]}, {"documents_joined"}),
         ({"input_ids": [5, END, 6, 7], "parted": True}, set()),
+        ({"input_ids": [END, 5, 6, END, PAD]}, set()),  # GPT-2 begins a text with its end token
         ({"input_ids": [5, END, TURN, 7]}, {"turns_or_documents"}),
         ({"input_ids": [5, END, 9, TURN, 7]}, {"turns_or_documents"}),  # a line break between
         ({"input_ids": [5, END, 1, 7]}, {"turns_or_documents"}),  # BOS begins either

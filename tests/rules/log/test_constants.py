@@ -23,9 +23,9 @@ NORMAL = NormalDist()
     [
         (ours.MEDIAN_ERROR, math.sqrt(math.pi / 2)),
         (ours.NORMAL_95, NORMAL.inv_cdf(0.95)),
-        (ours._OF_MEDIAN, 1 / (NORMAL.inv_cdf(0.75) * math.sqrt(6))),
-        (ours._OF_MEAN, 1 / (math.sqrt(2 / math.pi) * math.sqrt(6))),
-        (ours._POWER, NORMAL.inv_cdf(0.99) + NORMAL.inv_cdf(0.8)),
+        (ours.OF_MEDIAN, 1 / (NORMAL.inv_cdf(0.75) * math.sqrt(6))),
+        (ours.OF_MEAN, 1 / (math.sqrt(2 / math.pi) * math.sqrt(6))),
+        (ours.POWER, NORMAL.inv_cdf(0.99) + NORMAL.inv_cdf(0.8)),
     ],
 )
 def test_a_constant_is_that_of_the_normal_distribution(constant, value):

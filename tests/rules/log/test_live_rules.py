@@ -18,8 +18,9 @@ LIVE = {
         "DAT333",
         "DAT347",
         "DAT349",
+        "DAT355",
     ),  # what the first batches hold
-    *("DAT358", "DAT361", "DAT366", "FED226"),  # and whether they are others at each step
+    *("DAT358", "DAT361", "DAT366", "FED226", "FED227", "FED228"),  # and whether they are others at each step
     *("LED405", "LED412"),  # a head that is trained apart, and what no save holds
 }
 

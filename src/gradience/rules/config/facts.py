@@ -55,6 +55,8 @@ class CheckContext(NamedTuple):
     coverage: Coverage | None = None
     no_coverage: str = "the base model is not given (--base)"
     moved: Moved | None = None
+    absent: frozenset[str] = frozenset()
+    """Modules that an adapter's weights are of and the base does not have, under no other name that is known."""
     no_tokenizers: str = ""
     new_rows: tuple[str, ...] = ()
     """Tokens in the run's added_tokens.json whose ids lie beyond the base's embedding."""

@@ -18,6 +18,7 @@ from typing import Final, Literal, NamedTuple, TypeAlias
 import msgspec
 
 from gradience.adapters import OUTPUTS
+from gradience.adapters.traits import start_of
 from gradience.errors import AdapterError, ConfigError, few
 from gradience.io.reading import own_table
 from gradience.rules import Observation, Unknown, cite
@@ -36,7 +37,7 @@ SERVE_TABLE = cite(
 Engine: TypeAlias = str
 Feature: TypeAlias = str
 """An engine and a feature, as the table names them."""
-Effect: TypeAlias = Literal["refused", "dropped", "misread", "converted", "unknown"]
+Effect: TypeAlias = Literal["refused", "dropped", "misread", "unknown", "converted", "applied"]
 
 
 class _Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -71,6 +72,7 @@ class Reading(_Row, frozen=True):
     """What was read of an engine in one place: of features what becomes of them, and how."""
 
     engine: Engine
+    """The engine, or `each`."""
     source: Source
     features: dict[Feature, tuple[Effect, str]]
     only: frozenset[str] = frozenset()
@@ -99,7 +101,7 @@ class Reading(_Row, frozen=True):
         if self.unless in facts.around.flags or (self.beside is not None and not _in_bitsandbytes(facts)):
             return False
         named = facts.model_type or (facts.config.model_name or "").rpartition("/")[2]
-        return not self.models or re.sub(r"[^a-z0-9]", "", named.lower()).startswith(self.models)
+        return not self.models or _letters(named).startswith(self.models)
 
 
 class ServeFact(NamedTuple):
@@ -117,7 +119,7 @@ class ServeFact(NamedTuple):
         if self.feature == "targets":
             return not _leaves(facts) <= self.row.only
         if self.feature == "base":
-            return facts.around.coverage is not None and facts.around.coverage.model_type not in self.row.only
+            return bool(types := base_types(facts)) and types.isdisjoint(self.row.only)
         return shows(self.feature, facts)
 
 
@@ -241,7 +243,10 @@ _TABLE: Final = own_table(__file__, "serving.toml", _Table)
 ENGINES: Final = _TABLE.engines
 FEATURES: Final = _TABLE.features
 FACTS: Final = tuple(
-    ServeFact(row, feature, effect, says) for row in _TABLE.facts for feature, (effect, says) in row.features.items()
+    ServeFact(msgspec.structs.replace(row, engine=engine), feature, effect, says)
+    for row in _TABLE.facts
+    for engine in (ENGINES if row.engine == "each" else [row.engine])
+    for feature, (effect, says) in row.features.items()
 )
 _FACTORS: Final = ("language", "tower", "experts", "expert_parameters", "embedding", "head", "tied_head")
 _BESIDE: Final = frozenset({"magnitudes", "biases"})  # groups of modules that have factors, too
@@ -257,16 +262,34 @@ _ASKED: Final[dict[Feature, Callable[[Facts], bool]]] = {
     "embedding": lambda facts: "embed_tokens" in _names(facts.config.lora.target_modules),
     "expression": lambda facts: isinstance(facts.config.lora.target_modules, str),
     "prefix": lambda facts: facts.around.moved is not None and facts.around.moved.saved,
+    "some_layers": lambda facts: _names_layers(facts),  # noqa: PLW0108  # defined below
     "fraction": lambda facts: isinstance(facts.config.lora.alpha, float) and not facts.config.lora.alpha.is_integer(),
     "peft_format": lambda facts: facts.config.extras.get("format") != "mlx-lm",
     "mlx_format": lambda facts: facts.config.extras.get("format") == "mlx-lm",
     "experts": lambda facts: _adapts_experts(facts.config),
     "expert_parameters": lambda facts: bool(_stated(facts.config.lora, "target_parameters")),
     "expert_scale": lambda facts: bool(facts.config.lora.use_rslora) and shows("experts", facts),
+    "start": lambda facts: start_of(facts.config.lora.init).changes_base,
+    "absent": lambda facts: bool(facts.around.absent),
     "any": lambda _: True,
     "unnamed": lambda facts: any(map(_unnamed(facts), _names(facts.config.lora.target_modules))),
 }
 """Whether the settings or the surroundings show a feature that has not its setting's name."""
+
+
+def base_types(facts: Facts) -> frozenset[str]:
+    """The model types that the base may have: the one that is told, else those of its family that its name may mean."""
+    coverage, family = facts.around.coverage, facts.family
+    if told := coverage.model_type if coverage is not None else facts.model_type:
+        return frozenset({told})
+    types = set() if family is None else {one.removesuffix("_text") for one in family.types.split()}
+    name = _letters(facts.config.model_name or "")
+    named = sorted((one for one in types if _letters(one) in name), key=len)
+    return frozenset(named[-1:] or types)
+
+
+def _letters(text: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", text.lower())
 
 
 def shared_settings(engine: Engine, lora: LoraSnapshot) -> dict[str, object]:
@@ -328,17 +351,37 @@ def _other_by(pattern: Mapping[str, Real] | None, usual: Real | None, facts: Fac
     stated = facts.config.lora.extras.get("target_parameters")
     leaves = [str(one).rpartition(".")[2] for one in stated] if isinstance(stated, list) else []
     places = {one: [one] for group in _FACTORS for one in groups.get(group, ())}
-    # A file names the module of an expert parameter, and PEFT looks for the parameter: of several it may be any.
-    places |= {
-        one: [f"{one.removesuffix('.base_layer')}.{leaf}" for leaf in leaves]
-        for one in groups.get("expert_parameters", ())
-    }
+    # A file names the module of an expert parameter, and PEFT looks for the parameter. It wraps one after the other, so
+    # of two the later is outside; of other numbers it may be any.
+    later = [leaf for leaf in leaves if leaf == "down_proj"]  # as transformers' classes of experts have them
+    for one in groups.get("expert_parameters", ()):
+        stem = one.removesuffix(".base_layer")
+        outer = later if one == stem else [leaf for leaf in leaves if leaf not in later]
+        is_pair = len(leaves) == 2 and bool(later) and f"{stem}.base_layer" in groups["expert_parameters"]
+        places[one] = [f"{stem}.{leaf}" for leaf in (outer if is_pair else leaves)]
     try:
         keys = first_matches(values, itertools.chain.from_iterable(places.values()))
     except AdapterError:  # a pattern that cannot be followed may be of every module
         return lambda _: True
     other = {place for place, key in keys.items() if values[key] != usual}
     return lambda name: not other.isdisjoint(places.get(name, ()))
+
+
+def _lacking(facts: Facts) -> Callable[[str], bool]:
+    """Whether a module is of a type that some layer lacks: of the base's layers, else of those that any type has."""
+    held: dict[str, set[int]] = {}
+    for name in (facts.around.groups or {}).get("language", ()):
+        if (layer := re.search(r"\.(\d+)\.", name)) is not None:
+            held.setdefault(name.rpartition(".")[2], set()).add(int(layer[1]))
+    layers = None if facts.around.model is None else facts.around.model.layers
+    every = set().union(*held.values()) if layers is None else set(range(layers))
+    is_some = layers is None and _names_layers(facts)
+    lacking = {leaf for leaf, found in held.items() if is_some or not found >= every}
+    return lambda name: name.rpartition(".")[2] in lacking
+
+
+def _names_layers(facts: Facts) -> bool:
+    return _stated(facts.config.lora, "layers_to_transform") not in (None, [])
 
 
 def _moved(facts: Facts) -> Callable[[str], bool]:
@@ -356,6 +399,9 @@ _WHICH: Final[dict[Feature, Callable[[Facts], Callable[[str], bool]]]] = {
     "rank_pattern": lambda facts: _other_by(facts.config.lora.rank_pattern, facts.config.lora.r, facts),
     "alpha_pattern": lambda facts: _other_by(facts.config.lora.alpha_pattern, facts.config.lora.alpha, facts),
     "prefix": _moved,
+    "absent": lambda facts: facts.around.absent.__contains__,
+    "some_layers": _lacking,
+    "unwrapped": lambda facts: lambda name: facts.around.coverage is None and "language_model." not in name,
     "expert_scale": _held_in("experts", "expert_parameters"),
     "wrapped": lambda _: lambda name: "language_model." in name,
     "unnamed": _unnamed,
@@ -454,17 +500,14 @@ def unjudged(name: str) -> str:
 
 
 def facts_of(name: str, facts: Facts) -> Iterator[ServeFact]:
-    """The facts on an engine, in the version named with it, that apply to the adapter."""
+    """The facts on an engine, in the version named with it, that apply to the adapter; of a feature the first."""
     engine, version = _versioned(name)
-    if not unjudged(name):
-        of_it = (fact for fact in FACTS if fact.row.engine == engine and fact.row.holds_in(version))
-        yield from (fact for fact in of_it if fact.applies(facts))
-
-
-def unknown_features(name: str, facts: Facts) -> list[Feature]:
-    """The adapter's features of which no row tells what the engine does with them."""
-    told = {fact.feature for fact in facts_of(name, facts)}
-    return [one for one in ENGINES[engine_of(name)].unknown if one not in told and shows(one, facts)]
+    told: set[Feature] = set()
+    for fact in () if unjudged(name) else FACTS:
+        of_it = fact.row.engine == engine and fact.row.holds_in(version) and fact.feature not in told
+        if of_it and fact.applies(facts):
+            told.add(fact.feature)
+            yield fact
 
 
 class Part(NamedTuple):
@@ -501,10 +544,25 @@ class Part(NamedTuple):
 
 def parts(name: str, facts: Facts) -> Iterator[Part]:
     """Yield what the engine named makes of the adapter other than it was trained, and what is not known of it."""
+    engine = engine_of(name)
+    over, sizes = over_limit(engine, _largest_rank(facts), facts.around.flags), ENGINES[engine].ranks
+    if over is not None and sizes is not None and not unjudged(name):
+        row = Reading(engine=engine, source=sizes.source, features={})
+        yield Part("rank", {}, ServeFact(row, "rank", "refused", over[0]))
+    told: set[Feature] = set()
     for fact in facts_of(name, facts):
         yield Part(fact.feature, held(fact.feature, facts), fact)
-    for feature in unknown_features(name, facts):
-        yield Part(feature, held(feature, facts))
+        told.add(fact.feature)
+    for feature in ENGINES[engine].unknown:
+        if feature not in told and shows(feature, facts):
+            yield Part(feature, held(feature, facts))
+
+
+def unknown_features(name: str, facts: Facts) -> list[str]:
+    """The adapter's features, as messages name them, of which it is not known what the engine does with them."""
+    unknown = [part.feature for part in parts(name, facts) if part.effect == "unknown"]
+    base = ["a base of a type that is not known"] if base_unknown(name, facts) else []
+    return [*(_filled(FEATURES[one].name, facts) for one in unknown), *base]
 
 
 class Loss(NamedTuple):
@@ -522,7 +580,7 @@ class Loss(NamedTuple):
 def losses(name: str, facts: Facts) -> Iterator[Loss]:
     """Yield what the engine named is known to make of the adapter other than it was trained."""
     for part in parts(name, facts):
-        if (fact := part.fact) is not None:
+        if (fact := part.fact) is not None and _TABLE.effects[fact.effect].verb:
             feature = FEATURES[fact.feature]
             rank = facts.config.lora.r if not facts.config.lora.rank_pattern else None
             factor = rank**-0.5 if feature.rooted and rank else None
@@ -551,8 +609,8 @@ def _effects(effect: Effect, facts: Facts) -> Iterator[Observation]:
     """Yield an observation for each feature of the adapter on which an engine named by --serve has this effect."""
     for name in _engines(facts):
         for part in parts(name, facts):
-            if (fact := part.fact) is None or fact.effect != effect:
-                continue
+            if (fact := part.fact) is None or fact.effect != effect or fact.feature == "rank":
+                continue  # a rule of its own tells of the rank
             feature, share, lost = FEATURES[fact.feature], None, ""
             if part.is_counted:
                 share, n = part.share(part.updates, facts), len({one for held in part.modules.values() for one in held})
@@ -570,13 +628,14 @@ def _effects(effect: Effect, facts: Facts) -> Iterator[Observation]:
 def fates(facts: Facts) -> Iterator[GroupFate]:
     """Yield what each engine does with each group of the tensors in the file; without a file how it is started."""
     for name in facts.around.engines:
-        start = _start(name, facts)
+        asked, start = base_unknown(name, facts), _start(name, facts)
         if facts.around.groups is None and start:
             yield GroupFate(engine=name, group="no tensor was read", modules=0, fate="not judged", reason=start)
         found = [*parts(name, facts)]
         told = [effect for effect, what in _TABLE.effects.items() if what.fate is not None]  # worst first
         known = [one for effect in told for one in found if one.effect == effect]
-        sound: Fate = "not judged" if unjudged(name) else "applied"
+        sound: Fate = "not judged" if unjudged(name) or asked else "applied"
+        beside = "; ".join(filter(None, (asked, start)))
         for group, modules in (facts.around.groups or {}).items():
             for here, of in _split(modules, group, known):
                 fate = None if of is None else _TABLE.effects[of.effect].fate
@@ -589,7 +648,7 @@ def fates(facts: Facts) -> Iterator[GroupFate]:
                     which=_which(here, modules) if is_part else "",
                     share=None if of is None else of.share(here, facts),
                     fate=fate or sound,
-                    reason=start if fact is None else fact.says,
+                    reason=beside if fact is None else fact.says,
                     source="" if fact is None else fact.row.source.url,
                 )
 
@@ -612,15 +671,35 @@ def _which(here: Sequence[str], modules: Sequence[str]) -> str:
     return few(sorted(leaves) if leaves.isdisjoint(others) else here)
 
 
+def base_unknown(name: str, facts: Facts) -> str:
+    """Why nothing is told of an engine that takes some types of bases, where that of the base is not known."""
+    types, (engine, version) = base_types(facts), _versioned(name)
+    of_bases = (fact for fact in FACTS if fact.feature == "base" and fact.row.engine == engine)
+    for fact in of_bases:
+        if fact.row.holds_in(version) and (not types or (types - fact.row.only and types & fact.row.only)):
+            return f"the base's type is not known here (--base): {fact.says}"
+    return ""
+
+
 def _start(name: str, facts: Facts) -> str:
-    """What is done first: a conversion, and a start with room for the adapter's rank where the default has none."""
-    rank, engine = _largest_rank(facts), engine_of(name)
-    mends = [FEATURES[one.feature].mend for one in facts_of(name, facts) if one.effect == "converted"]
-    first = [f"convert first: {mend}" for mend in mends]
-    known = ENGINES[engine].ranks
-    if known is not None and known.default is not None and rank > known.default and not facts.around.flags:
+    """What is done first: a conversion, and a start with room for the adapter's rank where the default has none.
+
+    Without a version, also what a later one than the oldest does.
+    """
+    rank, (engine, version) = _largest_rank(facts), _versioned(name)
+    known, flags = ENGINES[engine].ranks, facts.around.flags if ENGINES[engine].flags is not None else {}
+    mends = [FEATURES[one.feature] for one in facts_of(name, facts) if one.effect == "converted"]
+    first = [f"convert first: {one.mend}" if one.commands else one.remark for one in mends]
+    if known is not None and known.default is not None and rank > known.default and not flags:
         first.append(f"start it with a max_lora_rank of {known.room_for(rank)}: its default is {known.default}")
+    later = (one for one in FACTS if not version and one.row.since and not one.row.until and one.row.engine == engine)
+    first += [f"as of {fact.row.since} otherwise: {fact.says}" for fact in later if fact.applies(facts)]
     return "; ".join(first)
+
+
+def takes_base(engine: Engine, facts: Facts) -> bool:
+    """Whether no source tells that an engine has no model of the base's type, as far as that is known."""
+    return not any(fact.feature == "base" and fact.row.engine == engine and fact.applies(facts) for fact in FACTS)
 
 
 def room_for(engine: Engine, rank: int) -> int | None:
@@ -639,16 +718,18 @@ def over_limit(engine: Engine, rank: int, flags: Mapping[str, Sequence[str]]) ->
     name, known, sizes = ENGINES[engine].title, ENGINES[engine].flags, ENGINES[engine].ranks
     if sizes is None:
         return None
-    flag = "" if known is None else f"--{known.rank}"
-    given = flags.get(known.rank, ()) if known is not None else ()
-    limit = int(given[0]) if given and given[0].isdecimal() else None
-    if sizes.room_for(rank) is None:
+    if (room := sizes.room_for(rank)) is None:
         text = f"{name} has no room for rank {rank}: {sizes.says}"
         return text, f"gradience resize ADAPTER --rank {max(sizes.sizes)} --out NEW"
+    if known is None or not flags:  # how it is started is not known
+        return None
+    given, flag = flags.get(known.rank), f"--{known.rank}"
+    limit = sizes.default if given is None else int(given[0]) if given and given[0].isdecimal() else None
     if limit is not None and sizes.sizes and limit not in sizes.sizes:
         return f"{name} takes no {flag} {limit}", f"give one of {', '.join(map(str, sizes.sizes))}"
     if limit is not None and rank > limit:
-        return f"{name} refuses rank {rank}: {flag} is {limit}", f"start it with {flag} {sizes.room_for(rank)}"
+        unless = "" if given else ", as none is given"
+        return f"{name} refuses rank {rank}: {flag} is {limit}{unless}", f"start it with {flag} {room}"
     return None
 
 
@@ -770,16 +851,20 @@ def _not_known(facts: Facts) -> Iterator[Observation]:
         if reason := unjudged(name):
             yield Observation(f"{ENGINES[engine].title} {version} is not judged: {reason}", values)
             continue
-        if asked := unknown_features(name, facts):
-            says = few([FEATURES[one].name for one in asked], len(asked))
+        asked = [part for part in parts(name, facts) if part.effect == "unknown"]
+        for fact in (part.fact for part in asked if part.fact is not None):
+            evidence = (cite(str(fact.row.source), fact.says),)
+            told = f"{ENGINES[engine].title} is not judged with {_filled(FEATURES[fact.feature].name, facts)}"
+            yield Observation(f"{told}: {fact.says}", values | {"features": [fact.feature]}, evidence=evidence)
+        if silent := [part.feature for part in asked if part.fact is None]:
+            says = few([FEATURES[one].name for one in silent], len(silent))
             yield Observation(
                 f"{ENGINES[engine].title} is not judged with {says}: no source read here tells what it does with that",
-                values | {"features": [*asked]},
+                values | {"features": [*silent]},
             )
 
 
 EFFECT_RULES: Final = (_refused, _misread, _dropped, _converted, _rank_sizes)
 """The rules on what an engine does with an adapter; each finding's values name the engine, and the feature if any."""
 RULES = (*EFFECT_RULES, _not_known)
-MISREAD: Final = _misread.id
 CONVERTED: Final = _converted.id

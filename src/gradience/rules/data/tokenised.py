@@ -144,10 +144,24 @@ def _padding_supervised(data: DataReport) -> Iterator[Observation]:
     return seen_in(data, data.rows_with("padding_supervised"), "end in padding that is in the loss", at_least=SLIPS)
 
 
+@row_test
+def untaught_tokens(row: AskedRow) -> bool:
+    """A token of a live batch has an embedding that nothing trained."""
+    return not row.vocabulary.untaught.isdisjoint(row.sequences[0].ids if row.sequences else ())
+
+
+@row_test
+def documents_masked(row: AskedRow) -> bool:
+    """Positions of a live batch begin anew, and a mask beside them undoes that."""
+    return "masked" in row.columns
+
+
 @row_kinds("documents_joined", "turns_or_documents")
 def _of_documents(row: AskedRow) -> Iterator[str]:
     """Tokens go on after an end token, and no positions begin anew; or a control token does: a turn or a document."""
     ids, known = _given_of(row)[0], row.vocabulary
+    if ids and row.sequences:
+        ids = row.sequences[0].ids  # of a live batch without its padding
     after = set() if "parted" in row.columns else _after_ends(ids, known)
     if after and not known.controls.issuperset(after - {known.bos}):
         yield "documents_joined"
@@ -162,7 +176,8 @@ def _after_ends(ids: list[int], known: Vocabulary) -> set[int]:
     """
     ends = known.ends | ({known.pad} if known.pad is not None else set())
     last = next((i for i in range(len(ids) - 1, -1, -1) if ids[i] not in ends), 0)
-    near = (ids[i + 1 : i + 2 + _WHITESPACE] for i in range(last) if ids[i] in known.ends)
+    first = next((i for i, one in enumerate(ids) if one not in ends), last)  # GPT-2 begins a text with its end token
+    near = (ids[i + 1 : i + 2 + _WHITESPACE] for i in range(first, last) if ids[i] in known.ends)
     return {next((one for one in soon if one in known.controls), soon[0]) for soon in near}
 
 
@@ -170,6 +185,7 @@ def _after_ends(ids: list[int], known: Vocabulary) -> set[int]:
     "DAT355",
     severity="warning",
     confidence=0.75,
+    groups=("data", "log"),
     needs=(_given,),
     thresholds=(HALF, ONE_LENGTH),
 )
@@ -181,11 +197,13 @@ def _documents(data: DataReport) -> Iterator[Observation]:
     {one_length} of the longest
 
     Why: Each document attends to those before it, and begins at a position within the row.
-    Scope: input_ids, with the tokenizer given
+    Scope: input_ids, with the tokenizer given; batches as they are fed, unless rows of one length are in the loss whole
     Action: keep the lengths or positions that packing made: with padding_free or flash attention they part documents
     Verify: position_ids of a batch: they begin at 0 once for each document
     Source: transformers/data/data_collator.py:DataCollatorWithFlattening@5.24.0 -- parts the documents of one row
         by position_ids
+    Source: transformers/masking_utils.py:_preprocess_mask_arguments@5.24.0 -- looks at position_ids only where no
+        attention_mask is given
     """
     if data.tokenizer is None:
         raise Unknown("no tokenizer is given")
@@ -200,5 +218,5 @@ def _documents(data: DataReport) -> Iterator[Observation]:
 RULES = (_labels, _ids, _padding_supervised, _documents)
 
 ROW_TESTS: RowTests = (_of_labels, unknown_ids, padding_supervised, _of_documents)
-ASKED_LIVE: RowTests = (_of_labels, padding_supervised)
+ASKED_LIVE: RowTests = (_of_labels, padding_supervised, _of_documents, documents_masked, untaught_tokens)
 """Those that a live batch is asked, which has ids and labels and no text."""

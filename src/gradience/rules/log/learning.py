@@ -224,7 +224,7 @@ def held_still(facts: RunFacts) -> Still | None:
         if _solved(metric) or not (still or lost):
             return None
         return _of_metric(metric, "first" if still else "lost")
-    return None if curve is None or len(curve.losses) < 2 else _loss_or_tokens(of, curve) or late
+    return None if curve is None else _loss_or_tokens(of, curve) or late
 
 
 def memorises(facts: RunFacts) -> bool:

@@ -19,7 +19,7 @@ from msgspec.structs import replace as replace_report
 from gradience.configs.document import KEEPS_OVERFLOW
 from gradience.rules import Observation, Observe, Premise, Threshold, Unknown, premise
 from gradience.rules.data import content, prompts, supervision, tokenised, tokens, turns
-from gradience.rules.data.content import SOME, counted
+from gradience.rules.data.content import HALF, SOME, counted
 from gradience.rules.log.facts import LogRule, RunFacts, log_rule
 from gradience.rules.weights import Verdicts, observe_verdict, suggests_ranks
 from gradience.rules.weights.rules import non_finite, observe_size, random_like, too_large, zero_update
@@ -276,6 +276,88 @@ def _foreign(facts: RunFacts) -> Iterator[Observation]:
         )
 
 
+def _joined(facts: RunFacts) -> Iterator[Observation]:
+    """Turns end with an end token too, so rows have to be of one length, or one a batch that should hold several."""
+    of, rows = _count(facts, "rows_asked") or 0, _count(facts, "rows") or 0
+    masked = _seen_asked(facts, "documents_masked").count
+    if masked >= HALF.value * of:
+        yield Observation(
+            f"{counted(Rows(count=masked), of)} of the first batches have position_ids that begin anew, and an "
+            "attention_mask beside them: documents attend to each other",
+            {"rows": masked, "of": of},
+        )
+        return
+    joined = sum(_seen_asked(facts, name).count for name in ("documents_joined", "turns_or_documents"))
+    longest, tokens, supervised = (_count(facts, name) or 0 for name in ("longest", "tokens", "supervised"))
+    flat = rows == _count(facts, "watched") and (facts.config.training.batch_size or 1) > 1
+    filled = rows > 1 and longest > 0 and tokens >= tokenised.ONE_LENGTH.value * longest * rows
+    if filled and not flat and supervised == tokens:
+        raise Unknown("all tokens of rows of one length are in the loss: text is trained on so")
+    if (flat or filled) and joined >= HALF.value * of:
+        yield Observation(
+            f"{counted(Rows(count=joined), of)} of the first batches hold several documents, and nothing parts them",
+            {"rows": joined, "of": of},
+        )
+
+
+@LogRule(
+    "FED227",
+    severity="error",
+    confidence=0.85,
+    needs=(_recorded,),
+    meant_for=_IS_RECORDED,
+    thresholds=(HALF,),
+    place="broken",
+    phrase=lambda _: "the loss asks for the token that was read, not for the next",
+    live=True,
+)
+def _own_token(facts: RunFacts) -> Observation | None:
+    """the loss asks for the token that was read
+
+    at {half} of the places of the first batch that are in the loss its gradient raises the token of that place, and at
+    fewer the next one
+
+    Why: A model that reads a token can copy it: the loss falls to 0, and nothing is learnt of what comes next.
+    Scope: causal language models of transformers, whose output has logits for each token of the batch
+    Action: give labels to the model, which shifts them; or compare logits[:, :-1] with labels[:, 1:]
+    Verify: the loss of one's own beside model(**batch).loss
+    Source: transformers/loss/loss_utils.py:ForCausalLMLoss@5.24.0 -- shifts the labels by one before the cross entropy
+    """
+    wanted: Json = (facts.data or {}).get("wanted")
+    own, following, of = (wanted.get(name, 0) if isinstance(wanted, dict) else 0 for name in ("own", "next", "of"))
+    if not of:
+        raise Unknown("the gradient of no logits was seen")
+    if own < HALF.value * of or own <= following:
+        return None
+    return Observation(
+        f"of {of:,} tokens in the loss of the first batch, it asks at {own:,} for the very token that the model read "
+        f"there, and at {following:,} for the next: labels and logits are not shifted against each other",
+        {"own": own, "next": following, "of": of},
+    )
+
+
+@LogRule("FED228", severity="warning", confidence=0.75, needs=(_recorded,), meant_for=_IS_RECORDED, live=True)
+def _untaught(facts: RunFacts) -> Iterator[Observation]:
+    """tokens whose embedding nothing trains
+
+    a row of the first batches has a token whose embedding is the mean of all, or is 0, and the embedding is frozen
+
+    Why: Tokens that were added begin as the mean of the others, and are all alike: LoRA on the layers between cannot
+        tell them apart, and a head that does not train cannot write them.
+    Scope: models whose embedding is frozen, in plain numbers and whole; the padding token is left out
+    Action: train these rows (trainable_token_indices), or the embedding and the head (modules_to_save)
+    Verify: model.get_input_embeddings().weight[token] beside the mean of all rows
+    Source: transformers/modeling_utils.py:PreTrainedModel._init_added_embeddings_weights_with_mean@5.24.0 -- a resize
+        draws new rows around the mean of the old ones
+    """
+    rows, of = _seen_asked(facts, "untaught_tokens"), _count(facts, "rows_asked") or 0
+    if rows.count:
+        yield Observation(
+            f"{counted(rows, of)} of the first batches have a token whose embedding was never trained, and is frozen",
+            {"rows": rows.count, "of": of},
+        )
+
+
 def _end(facts: RunFacts) -> Iterator[Observation]:
     ends, rows = _count(facts, "rows_with_end"), _count(facts, "rows") or 0
     if ends is None:
@@ -424,8 +506,11 @@ OF_BATCHES: Final[tuple[LogRule, ...]] = (
     *(_fed(rule, _as_asked(_OF_DATA[rule].observe), needs=_asked) for rule in ("DAT309", "DAT333", "DAT347", "DAT349")),
     _fed("DAT361", _as_asked(_OF_DATA["DAT361"].observe), needs=_asked),
     _fed("DAT329", _foreign, needs=_asked),
+    _fed("DAT355", _joined, needs=_asked),
     _unattended,
     _placeless,
+    _own_token,
+    _untaught,
     _fed("DAT305", _at_limit),
     _fed("DAT307", _end, needs=_supervision),
     _fed("DAT313", _repeated, live=False),

@@ -18,12 +18,12 @@ FEW_POINTS: Final = 128  # 8128 pairs
 MEDIAN_ERROR: Final = 1.2533  # standard error of a median over that of a mean, of normal values: sqrt(pi / 2)
 NORMAL_95: Final = 1.645  # standard deviations, one-sided 95 %
 # For normal noise: standard deviation divided by the median, or by the mean, of absolute second differences.
-_OF_MEDIAN: Final = 0.6053  # 1 / (0.6745 sqrt 6)
-_OF_MEAN: Final = 0.5117  # 1 / (0.7979 sqrt 6)
+OF_MEDIAN: Final = 0.6053  # 1 / (0.6745 sqrt 6)
+OF_MEAN: Final = 0.5117  # 1 / (0.7979 sqrt 6)
 _FEW_DIFFERENCES: Final = 6  # with fewer, the median of the differences scatters more than their mean
 _LARGEST: Final = 1e100
 _EXACT: Final = 40  # rows up to which the exact distribution of inversions is counted
-_POWER: Final = 2.326 + 0.842  # normal quantiles: one-sided test at 1 %, power of 80 %
+POWER: Final = 2.326 + 0.842  # normal quantiles: one-sided test at 1 %, power of 80 %
 _CURVED: Final = 9  # rows from which a fall with the logarithm of the row is tested too
 _LEAST_FALL: Final = 0.02  # no fall under this fraction is called one, however little noise there is
 
@@ -88,7 +88,7 @@ def noise(values: Sequence[float], *, few: int = _FEW_DIFFERENCES) -> float:
     if len(values) == 3:
         return abs(values[-1] - values[0]) / 2 if first[0] * first[1] < 0 else 0.0
     second = [abs(b - a) for a, b in pairwise(first)]
-    return _OF_MEAN * math.fsum(second) / len(second) if len(second) < few else _OF_MEDIAN * median(second)
+    return OF_MEAN * math.fsum(second) / len(second) if len(second) < few else OF_MEDIAN * median(second)
 
 
 _PARTS: Final = 5  # parts of a series that have a slope of their own
@@ -252,7 +252,7 @@ def trend_of(values: Sequence[float]) -> Trend | None:
         p = min(1.0, 2 * min(p, falls_with_logarithm(values)))
     # The fall of a straight line over its n rows has a standard error of sqrt(12 / n) rows' noise. That is a share u of
     # the end, so u / (1 + u) of the start.
-    unseen = _POWER * relative * math.sqrt(12.0 / n)
+    unseen = POWER * relative * math.sqrt(12.0 / n)
     fall = 1.0 - end / start if start > 0.0 else 0.0
     return Trend(n, start, end, fall, relative, p, max(_LEAST_FALL, unseen / (1.0 + unseen)))
 

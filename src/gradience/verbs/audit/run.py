@@ -13,7 +13,7 @@ from typing import Any, Final, Unpack
 import msgspec
 
 from gradience.adapters.formats import NUMPY
-from gradience.errors import GradienceError, RecorderError, require
+from gradience.errors import GradienceError, RecorderError
 from gradience.folder import Documents, open_run
 from gradience.folder.found import ARCHIVE, weights_alone
 from gradience.io import PathLike, Progress
@@ -52,7 +52,7 @@ def audit_adapter(
         adapter_config: a config that does not lie beside the weights.
         weights: a weights file of another name.
         options: the base and what is compared with it, suggestions, singular values. A base adds `udr`, `sdi`,
-            `relative_frobenius` and `base` to the modules; `against` adds `standing`.
+            `relative_frobenius` and `base` to the modules.
         progress: called with (modules done, modules in all, the module's name) while they, and then the base, are read.
         select: ids of rules, or beginnings of ids, to apply; all by default. The verdict does not depend on it.
         ignore: ids of rules, or beginnings of ids, to leave out.
@@ -63,7 +63,7 @@ def audit_adapter(
     Raises:
         ConfigError: an id is not known, or the settings cannot be read.
         AdapterError: files are missing, damaged or of another format.
-        OptionError: an option is out of its range, or intruders are asked for without a base.
+        OptionError: an option is out of its range.
         TypeError: no option has such a name.
 
     >>> audit_adapter("runs/toy/peft").summary.stable_rank_mean  # doctest: +SKIP
@@ -71,20 +71,13 @@ def audit_adapter(
     """
     options = options.completed(keywords)
     left_out = excluded_rules(ALL, select=select, ignore=ignore, settings=settings)
-    if options.against is not None:
-        require("duckdb", "pyarrow", extra="fleet", what="a comparison with a fleet")
     documents = _opened(Path(path), _path(adapter_config), _path(weights))
     if documents.in_hand is not None:
         # Its arrays have names of their own, so that nothing tells which weights of a base or a fleet are theirs.
         options = AuditOptions(top_singular_values=options.top_singular_values, optimizer=options.optimizer)
     own = {rule: why for rule, why in left_out.items() if rule in IDS["weights"]}
     report = audit_documents(documents, options, left_out=own, progress=progress)
-    report = with_joint(report, documents, left_out)
-    if options.against is None:
-        return report
-    from gradience.verbs.audit.standing import with_standing  # duckdb, of the extra [fleet]
-
-    return with_standing(report, options.against)
+    return with_joint(report, documents, left_out)
 
 
 def _opened(path: Path, adapter_config: Path | None, weights: Path | None) -> Documents:

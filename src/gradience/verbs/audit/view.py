@@ -38,7 +38,7 @@ from gradience.render.ranks import next_command, rank_pattern, rank_rules, sugge
 from gradience.rules.weights import suggests_ranks, words_of
 from gradience.rules.weights.utilization import under_used
 from gradience.schema import NonFinite
-from gradience.schema.audit import AuditReport, BaseReport, LedgerEntry, ModuleAudit, Percentile
+from gradience.schema.audit import AuditReport, BaseReport, LedgerEntry, ModuleAudit
 from gradience.verbs.audit.maps import Quantity, grid_of, heatmap
 
 _NOT_ANALYSED: Final = 3  # tensors listed without --verbose
@@ -50,12 +50,6 @@ _OTHERS: Final = frozenset({"full_module", "token_rows", "bias", "not_analysed",
 _SHARES: Final = frozenset({"utilization", "udr", "relative_frobenius"})
 _MAPS: Final[dict[Quantity, str]] = {"norm": "How large the update is", "utilization": "How much of the rank it uses"}
 
-_PERCENTILES: Final[Columns[Percentile]] = (
-    ("number", "", lambda item: f"{words(item.measure)}, {item.module_type}, r {item.r}"),
-    ("value", ">8", lambda item: percent(item.value) if item.measure in _SHARES else number(item.value, ".3g")),
-    ("percentile", ">3", lambda item: f"{item.percentile:.0f}"),
-    ("adapters", ">5", lambda item: f"{item.n}"),
-)
 _MODULES: Final[Columns[ModuleAudit]] = (
     ("module", "", lambda m: m.name),
     ("state", "", lambda m: words(m.state)),
@@ -125,23 +119,9 @@ def weights_section(report: AuditReport | None, figures: Sequence[Figure] = ()) 
 
 
 def ranks_section(report: AuditReport | None) -> list[Section]:
-    """The part of a comment with an adapter's place in a fleet and the ranks that an audit suggests, if any."""
-    shown = () if report is None else (*_standing(report, short_path), *suggested(report, verbose=True))
+    """The part of a comment with the ranks that an audit suggests, if any."""
+    shown = () if report is None else tuple(suggested(report, verbose=True))
     return [Section("ranks", "Weights", shown)] if shown else []
-
-
-def _standing(report: AuditReport, name: Callable[[str], str] = str) -> Iterator[Block]:
-    """The adapter's percentiles in a fleet: a line for each number, module type and rank."""
-    if report.standing is not None:
-        lines = table(_PERCENTILES, report.standing.percentiles, told=_among)
-        remarks = (f"  {text}" for text in report.standing.notes)
-        among = f"Among the trained adapters of {name(report.standing.fleet)}, by type of module and rank"
-        yield from part(among, (lines, *remarks))
-
-
-def _among(item: Percentile) -> str:
-    name, value, share, n = (cell(item) for _, _, cell in _PERCENTILES)
-    return f"  {name:<36}{value:>8}  above {share} % of them (n = {n})"
 
 
 def _not_known(modules: list[ModuleAudit]) -> Iterator[Block]:
@@ -159,10 +139,9 @@ def _beside_the_factors(report: AuditReport) -> str:
 
 
 def _numbers(report: AuditReport, *, verbose: bool, name: Callable[[str], str] = str) -> Iterator[Block]:
-    """What the audit measured, with the base and the fleet it compared with by their names, and suggested ranks."""
+    """What the audit measured, with the base it compared with by its name, and suggested ranks."""
     yield from _summary(report, verbose=verbose)
     yield from _against_base(report, name)
-    yield from _standing(report, name)
     yield from suggested(report, verbose=verbose)
 
 
@@ -237,7 +216,6 @@ def _against_base(report: AuditReport, name: Callable[[str], str]) -> Iterator[B
     yield f"  Compared: {base.compared} of {len(report.modules)} modules{cached}"
     if base.compared:
         yield from _sizes(report.modules, base)
-        yield from _intruders(report.modules, base)
     unread = Counter(item.reason for item in base.not_compared if item.cause == "unread_codes")
     yield from (f"  Not compared: {n} modules, {reason}" for reason, n in unread.items())
     yield f"  Method: {base.method}"
@@ -276,22 +254,6 @@ def _in_codes(base: BaseReport) -> Iterator[Block]:
             f"  Merged back into these codes: {percent(base.in_codes_changed_median)} of them change, cosine with the"
             f" update {number(base.in_codes_cosine_median, '.3f')} (medians, scales kept)"
         )
-
-
-def _intruders(modules: list[ModuleAudit], base: BaseReport) -> Iterator[Block]:
-    counted_in = [m.base.intruders for m in modules if m.base is not None and m.base.intruders is not None]
-    if not counted_in:
-        return
-    totals = Counter[str]()
-    for item in counted_in:
-        totals.update(item.counts)
-    by_eps = ", ".join(f"{totals[eps]} at {eps}" for eps in counted_in[0].counts)
-    undecided = sum(item.undecided for item in counted_in)
-    left_open = f"; {undecided} counted that the bounds leave open" if undecided else ""
-    yield (
-        f"  Intruder dimensions:    {base.intruder_total} in {base.intruder_modules} of {len(counted_in)} modules"
-        f" (k={counted_in[0].k}, eps={counted_in[0].eps:g}; {by_eps}){left_open}"
-    )
 
 
 def _wasteful(report: AuditReport, top: int) -> Iterator[Block]:
@@ -389,8 +351,6 @@ def _module_against_base(m: ModuleAudit) -> str:
     text = f"  udr={number(m.udr, '.3g')}  rel={number(m.relative_frobenius, '.3g')}"
     if m.base.survival is not None:
         text += f"  merge-cos={number(m.base.survival.cosine, '.3f')}"
-    if m.base.intruders is not None:
-        text += f"  intruders={m.base.intruders.count}"
     return text
 
 

@@ -652,7 +652,8 @@ def _with_base(
     saved = _saved_names(folders)
     try:
         stems = stem_of(saved, layout) if saved else stem_of_targets(config.lora, layout)
-        around = around if stems is None else around._replace(moved=Moved(*stems, bool(saved)))
+        absent = frozenset() if stems is not None or layout.is_renamed else frozenset(saved - layout.sites.keys())
+        around = around._replace(moved=None if stems is None else Moved(*stems, bool(saved)), absent=absent)
         coverage = cover(config, layout, base=Path(short_name(str(base))).name or str(base))
     except NotFollowedError as error:
         return around._replace(no_coverage=str(error))

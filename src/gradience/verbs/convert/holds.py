@@ -43,6 +43,7 @@ Part: TypeAlias = Literal[
     "tied_head",
     "head",
     "embedding",
+    "no_model",
 ]
 
 
@@ -195,6 +196,7 @@ _FOUND: Final[dict[Part, Callable[[Subject], list[str]]]] = {
     "replicated": _modules(lambda subject, _: subject.run.source.raw.get("layer_replication")),
     "tied_head": _modules(_is_tied),
     "head": _modules(lambda subject, one: _is_tied(subject, one) is None),
+    "no_model": _modules(lambda subject, _: subject.run.source.is_of_no_model),
     "embedding": _modules(
         lambda x, one: is_embedding(x.run.source, one) and "mlx" in {x.run.source.adapter.format, x.run.target}
     ),

@@ -20,6 +20,8 @@ from gradience.adapters.kinds.products import MOST_RANK, loha_module, lokr_modul
 from gradience.adapters.layout import Adapter, Context, Group, Module, parse_key
 from gradience.adapters.traits import Operation, Traits, obstacles, traits_of
 from gradience.base.weights import BaseWeights, find_shards, model_type_of
+from gradience.configs.document import peft_in
+from gradience.configs.families import Dimensions
 from gradience.errors import AdapterError
 from gradience.io import PathLike
 from gradience.io.safetensors import DTYPES, TensorSource
@@ -80,6 +82,18 @@ class SourceAdapter(NamedTuple):
         if self.adapter.file_format.is_peft:
             return " ".join([self.traits.peft_type, *self.traits.variants])
         return self.adapter.format.upper() + (" DoRA" if self.traits.dora else "")
+
+    @property
+    def is_of_no_model(self) -> bool:
+        """Whether MLX-LM is known to have no model of the base's type: by the base, else by PEFT's config."""
+        from gradience.rules.config.facts import CheckContext, Facts
+        from gradience.rules.config.serving import takes_base
+
+        if "peft_type" not in self.raw:
+            return False
+        kind = "" if self.base is None else model_type_of(self.base)
+        around = CheckContext(model=Dimensions(kind) if kind else None)
+        return not takes_base("mlx", Facts(peft_in(self.files.config, self.raw).config, around))
 
 
 def open_source(

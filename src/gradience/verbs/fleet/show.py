@@ -1,4 +1,4 @@
-"""Summarise a fleet: the verb `fleet show`, an adapter's standing among the others, and adapters that are alike.
+"""Summarise a fleet: the verb `fleet show`, and adapters that are alike.
 
 `show_fleet` gives what a person wants first of many adapters. Its part `serving` is the memory that a multi-LoRA server
 wastes on padding, because each adapter takes the room of the server's maximal rank.

@@ -219,7 +219,7 @@ class Endpoint:
             values = entry.get("token_logprobs") if isinstance(entry, dict) else None
             if not isinstance(values, list) or len(values) < len(ids):
                 raise RefusedError("/v1/completions: no log-probabilities of the prompt with echo")
-            numbers = [_number(value) for value in values]
+            numbers = [log_probability(value) for value in values]
             if shift is None:
                 shift = self._shift(asked, numbers)
             readings.append(_cut([*[float("nan")] * shift, *numbers], len(ids), first))
@@ -353,7 +353,8 @@ def _message(reply: Reply) -> str:
     return str(inner.get("message", inner) if isinstance(inner, dict) else inner)
 
 
-def _number(value: Json) -> float:
+def log_probability(value: Json) -> float:
+    """The number, or NaN where it is none."""
     # JSON may hold a whole number that float() raises on; true is no number, though Python takes it for one.
     return float(value) if type(value) in {int, float} and abs(value) <= sys.float_info.max else float("nan")
 
@@ -373,7 +374,7 @@ def _off(echoed: float, plain: float) -> bool:
 
 def _of_table(table: Json, token: int) -> float:
     entry = table.get(str(token)) if isinstance(table, dict) else None
-    return _number(entry.get("logprob")) if isinstance(entry, dict) else _number(entry)
+    return log_probability(entry.get("logprob")) if isinstance(entry, dict) else log_probability(entry)
 
 
 def _top_of(told: Json) -> list[dict[str, Json]]:
@@ -394,7 +395,7 @@ def _table_of(told: Json) -> dict[str, Json]:
 def _of_top(told: Json, token: int, text: str | None) -> float:
     listed = {one["id"]: one.get("logprob") for one in _top_of(told)}
     table = _table_of(told)
-    return _number(listed.get(token, table.get(f"{_ID}{token}", None if text is None else table.get(text))))
+    return log_probability(listed.get(token, table.get(f"{_ID}{token}", None if text is None else table.get(text))))
 
 
 class _TokenText:

@@ -19,13 +19,10 @@ class ReportOptions(RunParts):
         checkpoint-N are compared as a series.
     bench:
         The --out of a gradience bench: what it measured becomes a part of the report.
-    against:
-        A fleet (see gradience fleet audit): where the adapter stands among its healthy ones, in percentiles.
     """
 
     compare: Sequence[Path] = ()
     bench: Path | None = None
-    against: Path | None = None
 
 
 class ReportKeywords(PartsKeywords, total=False):
@@ -33,4 +30,3 @@ class ReportKeywords(PartsKeywords, total=False):
 
     compare: Sequence[PathLike]
     bench: PathLike | None
-    against: PathLike | None

@@ -62,8 +62,10 @@ _NONE: Final = "None of the checks that ran has found anything. Those that could
 def report_html(story: Story) -> str:
     """The page of a run as HTML. The same sources give the same bytes."""
     from gradience.blocks.html.pieces import page_html  # matplotlib
-    from gradience.verbs.report import weights  # the same
-    from gradience.verbs.runs import curves
+    from gradience.verbs.report import (
+        curves,
+        weights,  # the same
+    )
 
     report, run = story.diagnosis, story.series
     losses = curves.LossFigures(None, None) if run is None else curves.loss_figures(run, report.findings)
@@ -236,7 +238,7 @@ def _events_by_split(run: RunSeries) -> dict[str, list[Eval]]:
 def _best(events: Sequence[Eval]) -> tuple[float | None, int | None]:
     """The lowest finite loss with its step; (None, None) without one."""
     losses = [(as_float(e.metrics.loss), e.step) for e in events if e.metrics.loss is not None]
-    return min((pair for pair in losses if math.isfinite(pair[0])), key=lambda pair: pair[0], default=(None, None))
+    return min((pair for pair in losses if math.isfinite(pair[0])), default=(None, None))
 
 
 def _checkpoints(report: DiagnoseReport) -> Table:

@@ -19,8 +19,7 @@ import msgspec
 from gradience.adapters.files import WEIGHT_NAMES, find_files
 from gradience.base.weights import find_shards
 from gradience.blocks import short_path
-from gradience.commands.page import ReportFormat, check_format, format_of, write_text
-from gradience.errors import GradienceError, require
+from gradience.errors import GradienceError
 from gradience.folder import Documents, Found, find
 from gradience.io import CHECKPOINT_PREFIX, PathLike
 from gradience.io.atomic import atomic_file
@@ -31,6 +30,7 @@ from gradience.schema.diagnose import DiagnoseReport
 from gradience.telemetry.redact import hide_in
 from gradience.verbs.diagnose.run import judge_sources
 from gradience.verbs.diagnose.sources import SourceReports, read_sources
+from gradience.verbs.report.formats import ReportFormat, check_format, format_of, write_text
 from gradience.verbs.report.options import ReportKeywords, ReportOptions
 from gradience.verbs.report.page import report_html, report_markdown
 from gradience.verbs.report.story import FileRead, Story
@@ -94,9 +94,7 @@ def build_story(found: Found, options: ReportOptions = _DEFAULTS) -> Story:
     Raises:
         GradienceError: none of the sources can be read, or an adapter to be compared or the bench cannot.
     """
-    base, against = options.base, options.against
-    if against is not None:
-        require("duckdb", "pyarrow", extra="fleet", what="a comparison with a fleet")
+    base = options.base
     measured, benched = (None, []) if options.bench is None else _measured(Path(options.bench))
     if base is not None:
         find_shards(Path(base))  # a base that cannot be read is an error before any work
@@ -105,10 +103,6 @@ def build_story(found: Found, options: ReportOptions = _DEFAULTS) -> Story:
         reasons = [state.reason for state in read.states.values() if state.state == "unreadable"]
         reason = "; ".join(reasons) or "neither log, adapter nor configuration"
         raise GradienceError(f"{found.path}: {reason}", advice="give a run, --adapter or --config")
-    if against is not None and read.audit is not None:
-        from gradience.verbs.audit.standing import with_standing  # duckdb, of the extra [fleet]
-
-        read = read._replace(audit=with_standing(read.audit, against))
     comparison = _comparison(found.weights.path, options.compare) if options.compare else None
     names = ("gradience", "numpy", *(("jax",) if read.audit is not None or comparison is not None else ()))
     return Story(
