@@ -165,7 +165,7 @@ def base(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "</s>"}))
 
 
-@grid(each=1, command=COMMANDS, folder=FOLDERS)
+@grid(each=4, command=COMMANDS, folder=FOLDERS)
 def test_each_file_is_read_once(tmp_path, watch, command, folder):
     run, other, model = tmp_path / "run", tmp_path / "other", tmp_path / "base"
     run.mkdir()
