@@ -2,44 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
-from log_runs import FALL, FLAT, NAN, facts_of, finding as found, line, logged_rows, run
+from log_runs import FALL, facts_of, finding as found, logged_rows, run
 from tables import every
 
-from gradience.rules.log.numbers import skipped_rows
 from gradience.rules.log.preference import RULES
-
-
-@pytest.mark.parametrize(("zeros", "rows"), [(3, 3), (4, 4)])
-def test_a_rate_of_zero_from_the_first_row_on_is_no_decay_however_short_the_run(zeros, rows):
-    seen = found("LRS109", run(line(rows, 2.0, 1.9), rates=[0.0] * zeros))
-    assert seen is not None
-    assert seen.values == {"rows": zeros, "step": 1, "throughout": True}
-
-
-def test_a_row_amid_a_constant_rate_is_not_known_to_be_skipped():
-    norms = [1.0] * 60
-    norms[30] = NAN
-    moving = [1e-4 + 1e-6 * i for i in range(60)]
-    flat_around = [*moving[:20], *[moving[20]] * 20, *moving[40:]]
-    assert skipped_rows(run(FALL, norms=norms, rates=flat_around, lost=[31])) == []
-    still = [*moving[:30], moving[29], *moving[30:59]]
-    assert skipped_rows(run(FALL, norms=norms, rates=still, lost=[31])) == [30]
-
-
-def test_a_loss_before_a_fall_that_is_not_finite_is_no_level():
-    """Two rows of five before it are infinite: the median is that of the other three."""
-    losses, norms = list(FLAT), [1.0] * 60
-    losses[28] = losses[29] = math.inf
-    losses[25], losses[26], losses[27], losses[30] = 1.0, 1.0, 3.0, 1.0
-    norms[30] = NAN
-    assert found("NUM102", run(losses, norms=norms, lost=[31])) is None
-    losses[30] = 0.84
-    seen = found("NUM102", run(losses, norms=norms, lost=[31]))
-    assert seen is not None
-    assert seen.message.startswith("The loss falls to 0.84 at step 31")
 
 
 @pytest.mark.parametrize(("kind", "labels", "classes"), [("reward", None, 2), ("reward", 5, 2), (None, 5, 5)])
