@@ -8,13 +8,15 @@ from array import array
 
 import pytest
 from hypothesis import given, settings, strategies as st
-from log_runs import evaluation, facts_of, finding as said, logged_rows
+from log_runs import FALL, changed, evaluation, facts_of, finding as said, logged_rows, reason, run
 from tables import every
 
 from gradience.rules.log import DETECTORS, detect
+from gradience.rules.log.learning import learning
 from gradience.rules.log.statistics import MOST_POINTS, curve_of, median
 from gradience.schema import ConfigSnapshot, EvalMetrics, LoraSnapshot, OptimizerSnapshot, TrainingSnapshot
 from gradience.schema.reports import EvalPoint
+from gradience.verbs.monitor.run import monitor_run
 
 NAN, INF = math.nan, math.inf
 
@@ -119,6 +121,62 @@ def test_a_classifiers_loss_at_ln_k_is_chance_where_no_accuracy_is_known(loss, f
 
 def test_an_evaluation_done_twice_at_one_step_is_nothing_to_say():
     assert said("DUP117", facts(history=evals([1.0]) + evals([1.0]))) is None
+
+
+# --- what else a run shows -----------------------------------------------------------------------------------------
+
+
+def test_norms_that_are_all_nan_were_recorded():
+    assert (
+        reason("GRD107", facts(grads=[NAN] * 60, lost=range(1, 61))) == "none of 60 recorded gradient norms is finite"
+    )
+    assert reason("GRD107", facts(grads=[NAN] * 60)) == "no gradient norm was recorded"
+
+
+def test_a_fall_that_noise_could_have_made_is_named_with_the_least_that_would_have_been_seen():
+    result = learning(facts([2.0, 2.1, 1.9, 2.05, 1.95, 1.98]))
+    assert (result.shown, result.says) == (False, "6 rows are too few to tell a fall of 1% from noise")
+
+
+@every(
+    ("planned", "last", "more"),
+    [(10, 9, True), (10, 10, False), (10, 11, False), (-1, 9, False), (None, 9, False), (10, None, False)],
+)
+def test_more_rows_may_follow_until_the_last_planned_step(planned, last, more):
+    assert changed(facts(config=config_of(max_steps=planned)), last_step=last).in_mid_run is more
+
+
+@every(
+    ("n", "drop", "epochs", "why"),
+    [(120, 0.0, 3.0, None), (120, 0.2, 1.0, None), (24, 0.0, 5.0, "it needs 2"), (120, 0.0, None, "how often")],
+)
+def test_a_loss_that_does_not_step_down_with_each_epoch_is_no_memory(n, drop, epochs, why):
+    losses = [x * (1 - drop) ** int(i * 3 / n) for i, x in enumerate(curve(n))]
+    run = facts(losses, epoch=epochs, last_step=n)
+    assert said("MEM127", run) is None
+    assert (why or "") in str(reason("MEM127", run))
+
+
+def test_the_real_runs_of_others_are_called_what_they_are(shared_data):
+    names = ("sft-mistral-final.json", "sft-plateau.json", "2023-no-grad-norm.json")
+    reports = [monitor_run(shared_data / "trainer_states" / name) for name in names]
+    found = [{f.id for f in (*of.findings, *of.readings)} & {"MEM127", "PLT105"} for of in reports]
+    assert found == [{"MEM127"}, {"PLT105"}, set()]
+
+
+@pytest.mark.parametrize(("kind", "labels", "classes"), [("reward", None, 2), ("reward", 5, 2), (None, 5, 5)])
+def test_a_reward_model_chooses_between_two_answers_whatever_the_labels(kind, labels, classes):
+    seen = said("CHN112", run(FALL, held_out=[0.69] * 2, accuracy=1.0 / classes, n=400, kind=kind, num_labels=labels))
+    assert (seen.values["chance"], f"for {classes} classes, n=400)" in seen.message) == (1.0 / classes, True)
+
+
+@every("rows", [0, 1, 4])
+def test_rows_are_judged_by_step_and_those_of_one_step_as_they_were_written(rows):
+    run = logged_rows([3, 1, 2, 1][:rows], [0.3, 0.1, 0.2, 0.15][:rows], [3.0, 1.0, 2.0, 1.5][:rows], [1.0] * rows)
+    run.record.out_of_order = 2  # a resume may leave fewer rows than were counted
+    of = facts_of(run).series
+    whole = {4: ([1, 1, 2, 3], [0.1, 0.15, 0.2, 0.3], [1.0, 1.5, 2.0, 3.0]), 1: ([3], [0.3], [3.0]), 0: ([], [], [])}
+    assert (*map(list, (of.steps, of.losses, of.grad_norms)),) == whole[rows]
 
 
 # --- laws --------------------------------------------------------------------------------------------------------

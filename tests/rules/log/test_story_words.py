@@ -186,6 +186,20 @@ def test_what_a_fall_of_the_loss_does_not_show_is_told(facts, says, unsaid):
     assert not any(unsaid in clause for clause in told)
 
 
+@every(
+    ("first", "last", "r", "high"),
+    [(7.4, 5.6, None, True), (7.4, 5.4, None, False), (7.6, 5.6, None, False), (7.6, 5.6, 8, True)],
+)
+def test_a_loss_that_ends_over_what_a_pretrained_model_begins_with_is_a_doubt(first, last, r, high):
+    facts = run(line(40, first, last), kind="sft")
+    facts = changed(facts, config=replace(facts.config, lora=LoraSnapshot(r=r)))
+    parts = story_parts(facts, [], TrainSummary(rows=40, first_loss=first, last_loss=last))
+    over = ", over what a pretrained model begins with"
+    assert [(part.says, part.doubt) for part in parts if part.says.startswith("loss ")] == [
+        (f"loss {first} -> {last}{over if high else ''}", high)
+    ]
+
+
 def test_an_evaluation_loss_that_jumps_and_is_best_at_last_is_not_one_that_never_improved():
     best = clauses(run(line(60, 0.73, 0.41), held_out=[0.726, 0.95, 0.74, 1.23, 0.565]))
     assert "eval loss 0.565, its best" in best
