@@ -128,7 +128,9 @@ def _is_train(row: LoggedRow) -> bool:
 def _without_copies(raw: SourceRun) -> Iterator[LoggedRow]:
     marks: set[int] = set()
     copies: list[int] = []
-    for row in raw.rows:
+    before: LoggedRow | None = None
+    for logged in raw.rows:
+        row, before = _beyond(logged, before), logged
         # A hash of 8 bytes for each row, since a log may have a million.
         mark = hash((row.step, msgspec.json.encode(row.values, order="sorted")))
         if mark in marks:
@@ -139,6 +141,16 @@ def _without_copies(raw: SourceRun) -> Iterator[LoggedRow]:
     if copies:
         n = f"{len(copies)} rows are copies" if len(copies) > 1 else "1 row is a copy"
         raw.notes.append(f"{n} of an earlier one, written once ({_places(raw.unit, copies)})")
+
+
+def _beyond(row: LoggedRow, before: LoggedRow | None) -> LoggedRow:
+    """Return what a row adds to the one before, if it repeats that row's step and loss beside an evaluation."""
+    if before is None or row.step != before.step or set(row.names) <= set(before.names):
+        return row
+    values, known = row.values, before.values
+    if "loss" not in values or values["loss"] != known.get("loss"):
+        return row
+    return LoggedRow(row.place, row.step, {name: values[name] for name in values if name not in known}, row.ts)
 
 
 def _note_jumps(raw: SourceRun, walk: _Walk) -> None:

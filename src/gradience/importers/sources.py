@@ -344,7 +344,8 @@ def read_run_folder(
             raise RecorderError(f"{folder}: found no {what}", advice="give the folder that training wrote into")
         runs = _read(logs[chosen], chosen, columns)
     _note_unread(runs, logs, why=" (it has grad_norm)" if states else "")
-    add_settings(runs[-1], folder, *dict.fromkeys(path.parent for path in reversed(states)))
+    of_others = {state.path.parent for run in runs[:-1] for state in run.states}
+    add_settings(runs[-1], folder, *dict.fromkeys(at.parent for at in reversed(states) if at.parent not in of_others))
     return runs
 
 

@@ -40,6 +40,8 @@ _TINKER: Final = "env/all/"  # in `test/env/all/reward/total`
 _VERL_HELD: Final = re.compile(r"val-(?:core|aux)/(.+)")  # verl's held-out metrics: val-core/DATA/METRIC/mean@8
 _DOCUMENT: Final = {"step", "data"}  # keys of a row in verl's file log, {"step": 1, "data": {"actor/pg_loss": 0.1}}
 _ADVICE: Final = "for example --map loss=train/loss,step=_step,eval.loss=val_loss"
+_HELD_OUT_LOSS: Final = "val_loss"  # in each row of a history as Keras has it, which counts no passes
+_PASSES: Final = ("epoch", "epochs")
 _SHOWN: Final = 12
 Numbered: TypeAlias = tuple[int, dict[str, Json] | str]  # the row's place, and the row or the reason why it is skipped
 _ABSENT: Final = frozenset({"", "none", "null", "n/a", "na", "-"})
@@ -91,13 +93,20 @@ def find_columns(present: Iterable[str], given: Mapping[str, str] | None = None)
         raise RecorderError(f"--map: there is no column {missing[0][:60]!r}", advice=f"there are {_names(names)}")
     free = [name for name in names if name not in columns]
     columns |= _by_name(free, set(columns.values()))
-    if "step" not in columns.values():
-        raise RecorderError("no column is the step", advice=f"give --map step=COLUMN; there are {_names(names)}")
+    if "step" not in columns.values() and not {"loss", _HELD_OUT_LOSS} <= {*names}:
+        raise _no_step(names)
     if not any(_measures(name) for name in columns.values()):
         raise RecorderError(
             "no column is a loss or an evaluation", advice=f"give --map loss=COLUMN; there are {_names(names)}"
         )
     return columns
+
+
+def _no_step(names: Iterable[str], path: Path | None = None) -> RecorderError:
+    said = "no column is the step"
+    return RecorderError(
+        f"{path}: {said}" if path else said, advice=f"give --map step=COLUMN; there are {_names([*names])}"
+    )
 
 
 def _measures(name: str) -> bool:
@@ -191,10 +200,18 @@ def rows_to_raw(raw: SourceRun, numbered: Iterable[Numbered], given: Mapping[str
         first = f": {raw.skipped[0].reason}" if raw.skipped else ""
         raise RecorderError(f"{raw.path} holds no row{first}", advice="is it the log of a run?")
     columns = _found(raw.path, present, given)
+    step = next((column for column, name in columns.items() if name == "step"), None)
+    if step is None and not all({"loss", _HELD_OUT_LOSS} <= set(row.names) for row in raw.rows):
+        raise _no_step(columns, raw.path)
     unnamed, raw.rows = deque(raw.rows), []
-    while unnamed:  # free each row before the next is made
-        unread = unnamed.popleft()
-        _take(raw, unread.place, unread.values, columns)
+    for number in range(1, len(unnamed) + 1):
+        unread = unnamed.popleft()  # frees each row before the next is made
+        values = unread.values if step else {**unread.values, "step": number}
+        _take(raw, unread.place, values, columns)
+    if step is None:
+        raw.notes.append("no column is the step: each row is taken for a pass over the data, as Keras counts them")
+    if step is None or _plain(step) in _PASSES:
+        _tell_passes(raw)
     _join_rates(raw)
     own = ", ".join(
         f"{name}={column}"
@@ -204,6 +221,16 @@ def rows_to_raw(raw: SourceRun, numbered: Iterable[Numbered], given: Mapping[str
     if own:
         raw.notes.append(f"columns by their names: {own}" if not given else f"columns: {own}")
     return raw
+
+
+def _tell_passes(raw: SourceRun) -> None:
+    """Give each row its epoch, where the steps of a table are epochs: those done, whether it counts from 0 or 1."""
+    steps = [row.step for row in raw.rows if row.step is not None]
+    if steps == sorted(set(steps)) and steps[:1] in ([0], [1]):
+        done = 1 - steps[0]
+        raw.rows = [
+            LoggedRow(row.place, row.step, {**row.values, "epoch": (row.step or 0) + done}, row.ts) for row in raw.rows
+        ]
 
 
 def _found(path: Path, present: Iterable[str], given: Mapping[str, str] | None) -> Columns:

@@ -101,7 +101,6 @@ def join_states(folder: Path, paths: list[Path]) -> list[SourceRun]:
         else:
             home.append(state)
     joined = [_union(folder, run) for run in reversed(runs)]
-    joined[-1].states = states
     joined[-1].notes += [f"not used: {fault.message}" for fault in faults]
     if len(runs) > 1:
         joined[-1].notes.append(_several_note(folder, runs))
@@ -166,7 +165,7 @@ def _union(folder: Path, states: list[SourceRun]) -> SourceRun:
         best.notes.append(f"{len(added)} rows come from {_short(folder, other.path)}: {best.path.name} lacks them")
     best.rows.sort(key=lambda row: -1 if row.step is None else row.step)
     best.planned, best.reached = furthest.planned or best.planned, reached
-    best.layer, best.best = furthest.layer, furthest.best
+    best.layer, best.best, best.states = furthest.layer, furthest.best, states
     best.skipped += [skip for state in states[1:] for skip in state.skipped if state.path in best.files]
     if best.path.parent != folder:
         best.notes.append(f"no {STATE_NAME} beside the checkpoints: read {_short(folder, best.path)}, the furthest one")
