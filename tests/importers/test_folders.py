@@ -269,6 +269,17 @@ def test_configs_come_from_the_folder_or_the_checkpoint(tmp_path, import_events,
     assert "not copied, for they hold a secret: hub_token" in imported.notes
 
 
+def test_settings_beside_another_run_s_checkpoint_are_not_of_this_one(tmp_path, import_events):
+    for name, scale, own in (("", 1.0, 6), ("checkpoint-20", 3.0, 20), ("checkpoint-5", 1.0, 6)):
+        put(tmp_path / name, {"trainer_state.json": {**state_of(tens(20, scale=scale)), "max_steps": own}})
+    put(tmp_path / "checkpoint-20", {"training_args.json": {"seed": 3, "max_steps": 1000}})
+    events, _ = import_events(tmp_path)
+    assert (events.start.config.training.seed, events.start.config.training.max_steps) == (None, 6)
+    put(tmp_path / "checkpoint-5", {"training_args.json": {"seed": 2}})
+    events, _ = import_events(tmp_path)
+    assert (events.start.config.training.seed, events.start.config.training.max_steps) == (2, 6)
+
+
 def test_a_log_says_where_it_comes_from_by_no_path_and_has_no_clock(tmp_path, import_events):
     events, _ = import_events(put(tmp_path / "my-run", {STATE: rows(10, 20)}))
     meta = events.start.meta

@@ -120,6 +120,48 @@ def test_what_cannot_be_told_is_asked_for(text, message):
     assert caught.value.advice
 
 
+@every(
+    ("text", "epochs"),
+    [
+        ("epoch,loss\n1,3\n2,2.5\n", [1.0, 2.0]),
+        ("epoch,loss\n0,3\n1,2.5\n", [1.0, 2.0]),  # those done
+        ("epoch,loss\n5,3\n6,2.5\n", [None, None]),  # a part of a run
+        ("epoch,loss\n1,3\n2,2.5\n2,2.4\n", [None, None, None]),  # several rows a pass
+        ("step,loss\n1,3\n2,2.5\n", [None, None]),
+        ("loss,val_loss\n3,4\n2.5,3.5\n", [1.0, 2.0]),
+    ],
+)
+def test_a_table_that_counts_epochs_says_which_are_done(tmp_path, import_events, text, epochs):
+    (tmp_path / "log.csv").write_text(text)
+    events, imported = import_events(tmp_path / "log.csv")
+    assert [each.epoch for each in events.of("train_step")] == epochs
+    counted = "no column is the step: each row is taken for a pass over the data, as Keras counts them"
+    assert (counted in imported.notes) is text.startswith("loss")
+
+
+def test_a_table_without_a_step_is_no_history_if_a_row_lacks_a_loss(tmp_path, import_events):
+    (tmp_path / "log.csv").write_text("loss,val_loss\n3,4\n2.5,\n")
+    with pytest.raises(RecorderError, match="log.csv: no column is the step") as caught:
+        import_events(tmp_path / "log.csv")
+    assert caught.value.advice == "give --map step=COLUMN; there are loss, val_loss"
+
+
+def test_a_row_that_only_adds_an_evaluation_to_the_one_before_is_no_resume(tmp_path, import_events):
+    text = "step,loss,rate,val_loss\n50,9,1,\n100,8,2,\n100,8,3,7.5\n150,7,4,\n150,6.5,5,7\n"
+    (tmp_path / "log.csv").write_text(text)
+    events, imported = import_events(tmp_path / "log.csv")
+    assert [(e.step, e.loss, e.extras) for e in events.of("train_step")] == [
+        (50, 9.0, {"rate": 1}),
+        (100, 8.0, {"rate": 2}),
+        (150, 7.0, {"rate": 4}),
+        (150, 6.5, {"rate": 5}),
+    ]
+    assert [(e.step, e.metrics.loss) for e in events.of("eval")] == [(100, 7.5), (150, 7.0)]
+    assert [note for note in imported.notes if "go back" in note] == [
+        "steps go back from 150 to 100 at line 6: taken for a resume; replayed rows superseded"
+    ]
+
+
 @pytest.mark.parametrize(
     ("text", "bad"),
     [

@@ -41,7 +41,6 @@ _VERL_HELD: Final = re.compile(r"val-(?:core|aux)/(.+)")  # verl's held-out metr
 _DOCUMENT: Final = {"step", "data"}  # keys of a row in verl's file log, {"step": 1, "data": {"actor/pg_loss": 0.1}}
 _ADVICE: Final = "for example --map loss=train/loss,step=_step,eval.loss=val_loss"
 _HELD_OUT_LOSS: Final = "val_loss"  # in each row of a history as Keras has it, which counts no passes
-_PASSES: Final = ("epoch", "epochs")
 _SHOWN: Final = 12
 Numbered: TypeAlias = tuple[int, dict[str, Json] | str]  # the row's place, and the row or the reason why it is skipped
 _ABSENT: Final = frozenset({"", "none", "null", "n/a", "na", "-"})
@@ -201,7 +200,7 @@ def rows_to_raw(raw: SourceRun, numbered: Iterable[Numbered], given: Mapping[str
         raise RecorderError(f"{raw.path} holds no row{first}", advice="is it the log of a run?")
     columns = _found(raw.path, present, given)
     step = next((column for column, name in columns.items() if name == "step"), None)
-    if step is None and not all({"loss", _HELD_OUT_LOSS} <= set(row.names) for row in raw.rows):
+    if step is None and any(row.values.get(name) is None for row in raw.rows for name in ("loss", _HELD_OUT_LOSS)):
         raise _no_step(columns, raw.path)
     unnamed, raw.rows = deque(raw.rows), []
     for number in range(1, len(unnamed) + 1):
@@ -210,7 +209,7 @@ def rows_to_raw(raw: SourceRun, numbered: Iterable[Numbered], given: Mapping[str
         _take(raw, unread.place, values, columns)
     if step is None:
         raw.notes.append("no column is the step: each row is taken for a pass over the data, as Keras counts them")
-    if step is None or _plain(step) in _PASSES:
+    if step is None or _plain(step) == "epoch":
         _tell_passes(raw)
     _join_rates(raw)
     own = ", ".join(
