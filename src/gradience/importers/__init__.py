@@ -21,7 +21,7 @@ from gradience.configs.settings import Layer
 from gradience.configs.training import STATE_NAME
 from gradience.errors import OutputError, RecorderError, few
 from gradience.importers.events import EventTally, RunEvents, arrange
-from gradience.importers.files import SourceRun, add_settings, is_folder, refuse_summary, require_file, sha256_of
+from gradience.importers.files import SourceRun, add_settings, is_folder, refuse_summary, require_file
 from gradience.importers.loops import EXAMPLE
 from gradience.importers.sources import (
     TABLES,
@@ -82,6 +82,7 @@ class Imported:
     files: list[Path] = field(default_factory=list)
     held: dict[Path, bytes] = field(default_factory=dict)
     states: dict[Path, SourceRun] = field(default_factory=dict)
+    digests: dict[Path, str] = field(default_factory=dict)
     skipped: list[SkippedRow] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -122,6 +123,7 @@ def read_source(
         files=list(dict.fromkeys(path for raw in raws for path in raw.files)),
         held={path: data for raw in raws for path, data in raw.held.items()},
         states={state.path: state for raw in raws for state in raw.states},
+        digests={path: digest for raw in raws for path, digest in raw.digests.items()},
         skipped=[skipped for raw in raws for skipped in raw.skipped],
         notes=[
             *_several(raws),
@@ -202,7 +204,7 @@ def _name_apart(source: Path, raws: list[SourceRun]) -> None:
     taken: Counter[str] = Counter()
     for raw in raws:
         # By content: a log has one id, wherever it lies and whenever it is imported.
-        base = redact_id(raw.run_id) or f"import-{sha256_of(raw.files[0])[:16]}"
+        base = redact_id(raw.run_id) or f"import-{raw.digest_of(raw.files[0])[:16]}"
         taken[base] += 1
         raw.run_id = base if taken[base] == 1 else f"{base}.{taken[base]}"
 
@@ -216,7 +218,7 @@ def _several(raws: list[SourceRun]) -> list[str]:
 
 def _build_runs(source: Path, kind: Format, raw: SourceRun) -> list[ImportedRun]:
     """Return the runs of one log, each with its provenance in `meta`."""
-    digest = sha256_of(raw.files[0])
+    digest = raw.digest_of(raw.files[0])
     base = str(raw.run_id)
     meta = _meta(source, kind, raw, digest)
     parts = arrange(raw)
@@ -231,7 +233,7 @@ def _build_runs(source: Path, kind: Format, raw: SourceRun) -> list[ImportedRun]
 
 def _meta(source: Path, kind: Format, raw: SourceRun, digest: str) -> dict[str, Json]:
     """Return the provenance of a run as base names and hashes, never a path."""
-    others = {_public(path.name): sha256_of(path) for path in raw.files[1:]}
+    others = {_public(path.name): raw.digest_of(path) for path in raw.files[1:]}
     named = {"source_run": _public(raw.name)} if raw.name else {}
     return {
         "imported_from": _public(real_path(source).name),
