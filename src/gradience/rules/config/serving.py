@@ -592,7 +592,8 @@ def losses(name: str, facts: Facts) -> Iterator[Loss]:
             feature = FEATURES[fact.feature]
             rank = facts.config.lora.r if not facts.config.lora.rank_pattern else None
             factor = rank**-0.5 if feature.rooted and rank else None
-            words = f"{_does(fact, facts)}: {fact.says} ({fact.row.source.url})"
+            does = "" if fact.feature == "rank" else f"{_does(fact, facts)}: "  # which says it whole
+            words = f"{does}{fact.says} ({fact.row.source.url})"
             yield Loss(fact.effect, words, frozenset(part.updates), factor)
 
 
