@@ -12,7 +12,7 @@ from gradience.rules.log.pace import pace_of
 from gradience.schema import SCHEMA_ID
 from gradience.schema.events import Throughput
 from gradience.schema.reports import Pace
-from gradience.verbs.report.curves import training_figures
+from gradience.verbs.runs.curves import training_figures
 from gradience.verbs.runs.rows import read_rows
 from gradience.verbs.why.view import why_text
 

@@ -30,7 +30,6 @@ from gradience.importers.sources import (
     find_log,
     format_of,
     inner_runs,
-    is_database,
     read_file,
     read_run_folder,
     require_fetched,
@@ -52,7 +51,6 @@ _ADVICE: Final = (
     f"give a run's output folder, a trainer_state.json, or a log; lines of your own are read as {EXAMPLE} prints them"
 )
 _SHOWN: Final = 10
-_META: Final = "meta.yaml"  # of a run in MLflow's store
 _SHORT: Final = 8  # characters of a run's id
 _HOSTED: Final = re.compile(r"^(events\.out\.tfevents\.\d+|[A-Z][a-z]{2}\d{2}_\d{2}-\d{2}-\d{2})[._].*$")
 
@@ -147,7 +145,6 @@ def _read(source: Path, kind: Format | None, columns: Mapping[str, str] | None) 
     if source_format == "gradience":
         raise RecorderError(f"{source} is a log of gradience already", advice="gradience monitor reads it as it is")
     if source_format is None:
-        refuse_unread(source)
         raise RecorderError(f"{source}: no format known here", advice=_ADVICE)
     raws = read_file(source, source_format, columns)
     if source.name == STATE_NAME:
@@ -348,18 +345,13 @@ def _run_report(run: ImportedRun) -> ImportedRunReport:
 
 
 def refuse_unread(path: Path) -> None:
-    """Refuse what Aim, MLflow and trackio keep of a run.
+    """Refuse an Aim repository.
 
     Raises:
-        RecorderError: the path is one of them, or a folder of one.
+        RecorderError: the folder is one, or holds one.
     """
     if (path / ".aim").is_dir() or path.name == ".aim":
         raise RecorderError(
             f"{path} is an Aim repository, whose database has no documented format",
             advice="export the run's metrics as CSV in Aim's Metrics Explorer, and import the table",
-        )
-    if is_database(path) or path.name == _META or (path / _META).is_file():
-        raise RecorderError(
-            f"{path} is what MLflow or trackio keeps of a run, which is not read",
-            advice="export the run's metrics as CSV, and import the table",
         )

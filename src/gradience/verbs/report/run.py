@@ -19,6 +19,7 @@ import msgspec
 from gradience.adapters.files import WEIGHT_NAMES, find_files
 from gradience.base.weights import find_shards
 from gradience.blocks import short_path
+from gradience.commands.page import ReportFormat, check_format, format_of, write_text
 from gradience.errors import GradienceError
 from gradience.folder import Documents, Found, find
 from gradience.io import CHECKPOINT_PREFIX, PathLike
@@ -30,7 +31,6 @@ from gradience.schema.diagnose import DiagnoseReport
 from gradience.telemetry.redact import hide_in
 from gradience.verbs.diagnose.run import judge_sources
 from gradience.verbs.diagnose.sources import SourceReports, read_sources
-from gradience.verbs.report.formats import ReportFormat, check_format, format_of, write_text
 from gradience.verbs.report.options import ReportKeywords, ReportOptions
 from gradience.verbs.report.page import report_html, report_markdown
 from gradience.verbs.report.story import FileRead, Story
