@@ -4,7 +4,7 @@ The verdicts are: trained, untrained, broken, larger than its base, or like rand
 audit's report, and NUM201, TRN202, RND203 and SIZ215 turn it into findings. `AdapterFacts` is the input of all rules on
 weights.
 
-The rules beside a base (a 16-bit merge that rounds the update away, a wrong base) need an audit
+The rules beside a base (a 16-bit merge that rounds the update away, a wrong base, intruder dimensions) need an audit
 with `--base`. Without one they are listed as not judged.
 """
 
