@@ -196,7 +196,7 @@ HEADS = {f"{HEAD}.lora_A.weight": (1, 5), f"{HEAD}.lora_B.weight": (7, 1)}
 @every(
     ("engine", "base", "more", "findings", "fates"),
     [
-        ("vllm", "b", {COPY: (7, 5)}, "SRV001", {REFUSED}),
+        ("vllm", "b", {COPY: (7, 5)}, "SRV005", {APPLIED, NOT_JUDGED}),
         ("peft", "b", {COPY: (7, 5)}, "", {APPLIED}),
         ("tensorrt@0.12", "b", MAGNITUDE, "SRV001", {REFUSED}),
         ("tensorrt@0.13", "b", MAGNITUDE, "SRV005", {NOT_JUDGED}),

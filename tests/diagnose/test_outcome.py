@@ -65,7 +65,7 @@ def test_the_verdict_says_how_much_was_judged_and_what_was_not_seen(copied):
     shutil.rmtree(folder / "checkpoint-100")
     (folder / "adapter_model.safetensors").unlink()
     report = diagnose(folder)
-    assert report.headline.startswith("no problems found (checked: config ")
+    assert report.headline.startswith("worth a look (checked: config ")
     assert "; not there: weights" in report.headline
     assert "healthy" not in report.headline.lower()
 

@@ -8,6 +8,7 @@ import math
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import numpy as np
 from audited import report as audited, save_adapter
 from tables import every
@@ -43,12 +44,24 @@ def test_the_gravest_cause_decides(severities, complete, verdict):
     assert verdict_of([], complete=True, alone=True, doubt=True) == "worth_a_look"
 
 
-@every(("rule", "verdict"), [("OVF110", "worth_a_look"), ("GAP111", "worth_a_look"), ("UND126", "no_fault_found")])
-def test_what_a_reader_has_to_decide_is_worth_a_look(rule, verdict):
-    piece = Piece(source="log", id=rule, severity="info", says="It is so.")
-    cause = Cause(id=rule, severity="info", message="It is so.", pieces=[piece])
+@every(
+    ("source", "rule", "severity", "verdict"),
+    [
+        ("log", "OVF110", "info", "worth_a_look"),
+        ("log", "GAP111", "info", "worth_a_look"),
+        ("log", "UND126", "info", "no_fault_found"),
+        ("config", "LR001", "info", "no_fault_found"),
+        ("config", "LR001", "warning", "worth_a_look"),  # what it lets expect, nothing shows
+    ],
+)
+def test_what_a_reader_has_to_decide_is_worth_a_look(source, rule, severity, verdict):
+    piece = Piece(source=source, id=rule, severity=severity, says="It is so.")
+    cause = Cause(id=rule, severity=severity, message="It is so.", pieces=[piece])
     assert verdict_of([cause], complete=True) == verdict
     assert verdict_of([cause], complete=False) == "could_not_judge"
+    if severity == "warning":
+        shown = msgspec.structs.replace(cause, pieces=[piece, Piece(source="log", says="It came so.")])
+        assert verdict_of([shown], complete=False) == "needs_attention"
 
 
 @every(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +14,9 @@ from fleet_inputs import factors, peft
 from safetensors.numpy import save_file
 from tables import few
 
+from gradience import check_config
 from gradience.cli.main import main
+from gradience.rules.config.serving import ENGINES
 from gradience.verbs.fleet.audit import audit_fleet
 from gradience.verbs.fleet.show import show_fleet
 
@@ -322,3 +325,39 @@ def test_flags_of_the_server_part_a_fleet_and_a_version_that_no_source_is_of_is_
     assert {misfit.reason for misfit in plan.misfits} == {
         "not judged: what is known of vLLM was read of 0.8.4 to 0.28.0, and not of 99"
     }
+
+
+def test_a_fleet_and_a_check_say_the_same_of_unlike_adapters(tmp_path):
+    stem = "base_model.model.model.layers"
+    rng = np.random.default_rng(5)
+    pairs = {f"{stem}.0.mlp.{name}.lora_{x}.weight": rng.standard_normal((6, 6)) * 0.5 ** np.arange(6)
+             for name in ("experts", "experts.base_layer") for x in "AB"}  # fmt: skip
+    pairs = {name: value.T if "lora_A" in name else value for name, value in pairs.items()}
+    experts = {name: np.ascontiguousarray(value, "f4") for name, value in pairs.items()}
+    runs, whole = tmp_path / "runs", {"base_model.model.score.weight": np.ones((3, 24), "f4")}
+    peft(runs / "plain", base="meta-llama/Llama-3.2-1B")
+    peft(runs / "rslora", factors(1, r=32), r=32, use_rslora=True, base="openai/whisper-small")
+    peft(runs / "alphas", factors(2), alpha_pattern={"q_proj": 3}, base="google/gemma-3-4b-it")
+    peft(runs / "whole", factors(3) | whole, layers_to_transform=[0, 1])
+    parameters = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+    peft(runs / "experts", factors(4) | experts, r=2, base="Qwen/Qwen3-30B-A3B", target_parameters=parameters)
+    audit_fleet(runs, out=tmp_path / "fleet", workers=1)
+    served = [("vllm", "--lora-target-modules q_proj --max-lora-rank 16"), ("vllm@0.28", "--enable-lora")]
+    served += [(engine, "") for engine in ENGINES if engine != "hotswap"]
+    told = set()
+    for engine, flags in served:
+        [plan] = show_fleet(tmp_path / "fleet", serve=[engine], server_flags=flags).plans
+        said = {(Path(one.path).name, misfit.id, misfit.reason) for misfit in plan.misfits for one in misfit.adapters}
+        notes = " ".join(note for group in plan.groups for note in group.notes)
+        for folder in runs.iterdir():
+            report = check_config(document=folder, serve=[engine], server_flags=flags, select=["SRV"])
+            found = {(one.id, re.sub(r", [\d.]+% of [^)]*energy", "", one.message))
+                     for one in [*report.findings, *report.readings] if one.id.startswith("SRV")}  # fmt: skip
+            assert {(id_, reason) for name, id_, reason in said if name == folder.name} == {
+                (id_, message) for id_, message in found if id_ != "SRV005"
+            }, (engine, folder.name)
+            if not any(name == folder.name for name, *_ in said):
+                unknown = [message.partition("with ")[2].partition(":")[0] for id_, message in found if id_ == "SRV005"]
+                assert all(one in notes for one in unknown), (engine, folder.name)
+            told |= {id_ for id_, _ in found}
+    assert told == {"SRV001", "SRV002", "SRV003", "SRV004", "SRV005", "SRV006"}

@@ -167,7 +167,7 @@ def test_a_damaged_adapter_is_a_cause_and_a_pointer_is_weights_that_are_not_ther
     assert "is truncated" in cause.message
     file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n")
     report = diagnose(folder)
-    assert (report.verdict, report.complete) == ("no_fault_found", True)
+    assert (report.verdict, report.complete) == ("worth_a_look", True)
     assert report.sources[2].state == "absent"
     assert "'git lfs pull' fetches the weights" in report.sources[2].reason
 

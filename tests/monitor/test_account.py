@@ -150,7 +150,7 @@ def test_a_held_out_loss_is_paired_with_training_rows_of_its_step(at, pair, tmp_
         ),
         (trained([*FALLING[:5], float("nan"), float("nan")]), "not finite: loss at step 600, 2 training rows;", None),
         (
-            trained([40.0, 38.0, 36.0, 35.0]),
+            trained([40.0 - row for row in range(20)]),
             "loss starts at 40, above that of a uniform guess over",
             "Decode a row with its labels, and see whether the loss is summed over tokens, steps or several losses",
         ),

@@ -6,7 +6,8 @@ import random
 from array import array
 from bisect import bisect_left, insort
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from itertools import chain, repeat
 from typing import Any, Final, NamedTuple
 
@@ -349,7 +350,7 @@ class RowCounter:
 
         It also counts the row's last control token. At least one token of the row must be supervised.
         """
-        places = [i for end in self._vocabulary.ends if end in ids for i, one in enumerate(ids) if one == end]
+        places = [i for end in self._vocabulary.ends for i in _places(ids, end)]
         signs = ["end_supervised"] if any(mask is None or mask[i] for i in places) else []
         if mask is not None and any(not mask[i] and i and mask[i - 1] for i in places):
             signs.append("end_masked")
@@ -398,6 +399,13 @@ class RowCounter:
             and (label < 0 or (classes is not None and label >= classes))
         ):
             self._note("label_out_of_range", row.number, text)
+
+
+def _places(ids: list[int], wanted: int) -> Iterator[int]:
+    place = -1
+    with suppress(ValueError):  # faster than to look at each
+        while True:
+            yield (place := ids.index(wanted, place + 1))
 
 
 def _encoded(value: Json) -> bytes:

@@ -37,6 +37,7 @@ from gradience.data.overlap import (
 from gradience.schema.reports import Languages, Longest, NearRows, Paired, Repeated, Rows
 
 COMPARED: Final = 5000  # rows: MinHash takes some 0.2 ms a row, as long as a tokenizer takes for 1 kB
+_TOLD: Final = 1000  # rows whose language is told, which takes a millisecond each
 _MERGED: Final = 1 << 16  # hashes that wait to be merged with the others
 _FIRST: Final = 5
 _COMMON: Final = 0.1  # share of rows from which a trigram is a phrase of the task, such as its instruction
@@ -151,6 +152,9 @@ class RowSample:
         few = expected is None or expected <= COMPARED
         every = range(COMPARED if few else expected or 0)
         self._chosen = frozenset(random.Random(seed).sample(every, COMPARED))  # noqa: S311  # rows, no secret
+        # Of a number that is not known, the first ones.
+        among = sorted(self._chosen)[: max(expected or 0, _TOLD)]
+        self._told = frozenset(random.Random(seed).sample(among, min(_TOLD, len(among))))  # noqa: S311  # the same
         self._drawn: list[_NearRow] = []
         self._single = 0
         self._answers = 0
@@ -174,7 +178,8 @@ class RowSample:
         if answer is not None:
             self._take_pair(number, _question_of(columns), answers[-1] if "messages" in columns else answer)
             self._take_answer(number, answer)
-            self._take_languages(number, answer, columns)
+            if self._rows - 1 in self._told:
+                self._take_languages(number, answer, columns)
 
     def _draw(self, number: int, columns: Columns) -> None:
         """Keep a row if its key is among the first `COMPARED` keys."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final, Literal, NamedTuple, TypeAlias
 
-from gradience.adapters.files import holds_adapter
+from gradience.adapters.files import CONFIG_NAME, holds_adapter
 from gradience.configs.files import read_mapping
 from gradience.configs.prompts import PromptForm, form_in, form_named
 from gradience.configs.training import STATE_NAME
@@ -113,7 +113,9 @@ def prompt_links(
 def _links_in(folder: Path, held: Mapping[Path, Mapping[str, Json]]) -> Iterator[PromptLink]:
     if not os.path.isdir(folder):  # noqa: PTH112  # Path.is_dir raises on a name that is too long
         return
-    if (own := _tokenizer(folder, "tokenizer" if holds_adapter(folder) else "merged")) is not None:
+    # Of an adapter's folder whose weights lie elsewhere, too
+    is_adapter = holds_adapter(folder) or (folder / CONFIG_NAME).is_file()
+    if (own := _tokenizer(folder, "tokenizer" if is_adapter else "merged")) is not None:
         yield own
     for path in islice(sorted(folder.iterdir()), _MOST):
         link = None

@@ -78,14 +78,17 @@ _SHAPES: Final = (
     ("vendor key", _START + r"(?:AKID[A-Za-z0-9]{32}|v1\.0-[0-9a-f]{24}-[0-9a-f]{140,}|sl\.[A-Za-z0-9_-]{100,})"),
     ("webhook", r"(?<=\.office\.com)/webhookb?2?/[^\s\"'<>]{16,}"),
 )
-# The beginnings of all shapes above. A text in which this single search finds nothing has none of them.
+# The beginnings of all shapes above. A text in which this single search finds nothing has none of them. By their first
+# letters: re then passes over most places at once.
 BEGINNING: Final = re.compile(
-    r"hf_|api_org_|[srp]k[-_]|whsec_|gh[pousr]_|github_pat|gl[a-z]{2,5}-|A[KSBC][IC]A|AIza|ya29|GOCSPX|1//0|xox|xapp-"
-    r"|hooks?\.|/webhooks|:AA|[MNO][A-Za-z0-9_-]{23}|npm_|pypi-|dckr_|hv[sbr]\.|atlasv1|SG\.|dapi|r8_|shp|key-|lin_api_"
-    r"|NR[AJI]|xai-|pplx-|nvapi|tgp_|wandb_|lsv2_|do[opr]_v1|fw_|jina_|eyJ|-----BEGIN|AGE-SECRET|Private-Lines|sbp_|sntry"
-    r"|rubygems_|bkua_|local-|pul-|SK[0-9a-f]{8}|pscale_|figd_|ntn_|secret_|PMAK-|gls?[ac]_|sq0|rpa_|csk-|pa-(?=[A-Za-z0-9_-]{40})|tvly-|pcsk_"
-    r"|CCIPAT|fm[12]_|Fo1_|vercel_|pnu_|AT[AC]TT3|ATBB|AKCp|EAA[CA]|LTAI|dp\.[a-z]{2,5}\.|a[ks]-|npg_|sk_[0-9a-f]{8}"
-    r"|pat[A-Za-z0-9]{14}\.|AKID|v1\.0-|sl\.|/webhook"
+    r"-----BEGIN|/(?:webhooks|webhook)|1//0|:AA|A(?:[KSBC][IC]A|Iza|GE-SECRET|T[AC]TT3|TBB|KCp|KID)|CCIPAT|EAA[CA]"
+    r"|Fo1_|GOCSPX|LTAI|M[A-Za-z0-9_-]{23}|N(?:[A-Za-z0-9_-]{23}|R[AJI])|O[A-Za-z0-9_-]{23}|P(?:rivate-Lines|MAK-)"
+    r"|S(?:G\.|K[0-9a-f]{8})|a(?:pi_org_|tlasv1|[ks]-)|bkua_|csk-|d(?:ckr_|api|o[opr]_v1|p\.[a-z]{2,5}\.)|eyJ"
+    r"|f(?:w_|igd_|m[12]_)|g(?:h[pousr]_|ithub_pat|l[a-z]{2,5}-|ls?[ac]_)|h(?:f_|ooks?\.|v[sbr]\.)|jina_|key-"
+    r"|l(?:in_api_|sv2_|ocal-)|n(?:pm_|vapi|tn_|pg_)"
+    r"|p(?:k[-_]|ypi-|plx-|ul-|scale_|a-(?=[A-Za-z0-9_-]{40})|csk_|nu_|at[A-Za-z0-9]{14}\.)|r(?:k[-_]|8_|ubygems_|pa_)"
+    r"|s(?:k[-_]|hp|bp_|ntry|ecret_|q0|k_[0-9a-f]{8}|l\.)|t(?:gp_|vly-)|v(?:ercel_|1\.0-)|w(?:hsec_|andb_)"
+    r"|x(?:ox|app-|ai-)|ya29"
 )
 _SHAPES_OF_WORDS: Final = (
     (

@@ -185,6 +185,8 @@ SOUND: Final[list[Files]] = [
     {"train.yaml": RECIPE + "default_system: You are a clerk.\n"} | modelfile(SYSTEM="You are a clerk."),
     adapter() | {"serve.sh": "llama-server -m m.gguf --chat-template chatml\n"},
     adapter() | {"serve.sh": "vllm serve m --enable-lora\n"},
+    {f"checkpoint-5/{name}": content for name, content in adapter().items()}
+    | {"adapter_config.json": {}, "tokenizer_config.json": {"eos_token": "</s>"}},  # of weights that lay there
 ]
 
 

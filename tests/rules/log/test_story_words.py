@@ -218,13 +218,17 @@ def test_what_a_fall_of_the_loss_does_not_show_is_told(facts, says, unsaid):
     assert not any(unsaid in clause for clause in told)
 
 
-@every(("last", "high"), [(5.6, True), (5.4, False)])
-def test_a_loss_that_ends_over_what_a_pretrained_model_begins_with_is_a_doubt(last, high):
-    facts = run(line(40, 9.0, last), kind="sft")
-    parts = story_parts(facts, [], TrainSummary(rows=40, first_loss=9.0, last_loss=last))
+@every(
+    ("first", "last", "r", "high"),
+    [(7.4, 5.6, None, True), (7.4, 5.4, None, False), (7.6, 5.6, None, False), (7.6, 5.6, 8, True)],
+)
+def test_a_loss_that_ends_over_what_a_pretrained_model_begins_with_is_a_doubt(first, last, r, high):
+    facts = run(line(40, first, last), kind="sft")
+    facts = changed(facts, config=replace(facts.config, lora=LoraSnapshot(r=r)))
+    parts = story_parts(facts, [], TrainSummary(rows=40, first_loss=first, last_loss=last))
     over = ", over what a pretrained model begins with"
     assert [(part.says, part.doubt) for part in parts if part.says.startswith("loss ")] == [
-        (f"loss 9 -> {last}{over if high else ''}", high)
+        (f"loss {first} -> {last}{over if high else ''}", high)
     ]
 
 

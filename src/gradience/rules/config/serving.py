@@ -560,8 +560,9 @@ def parts(name: str, facts: Facts) -> Iterator[Part]:
 
 def unknown_features(name: str, facts: Facts) -> list[str]:
     """The adapter's features, as messages name them, of which it is not known what the engine does with them."""
-    unknown = (part.feature for part in parts(name, facts) if part.effect == "unknown")
-    return [_filled(FEATURES[one].name, facts) for one in unknown]
+    unknown = [part.feature for part in parts(name, facts) if part.effect == "unknown"]
+    base = ["a base of a type that is not known"] if base_unknown(name, facts) else []
+    return [*(_filled(FEATURES[one].name, facts) for one in unknown), *base]
 
 
 class Loss(NamedTuple):

@@ -38,7 +38,8 @@ CUT_LENGTH = Threshold(
 )
 _QUOTED: Final = 4  # words of an answer from which its standing in the question is no chance
 _PASTED: Final = 60  # characters that all turns of a user begin with, from which they are no greeting
-_RUN: Final = re.compile(r"[!-~]{15}")  # which every secret has, and hardly a text: it saves the longer search
+_LEAST: Final = 15  # characters without a blank that a secret has at least, and few words: it saves the longer search
+_BLOCKS: Final = ("-----BEGIN", "Private-Lines")  # which begin one of several words
 _DATA_URL: Final = re.compile(r"data:[\w.+/-]{3,80};base64,[A-Za-z0-9+/=]{200}")
 _WHO: Final = re.compile(
     r"\s*(?:You are|You're|Act as|Du bist|Tu es|Vous \u00eates|Eres)\b|\s*\u4f60\u662f", re.IGNORECASE
@@ -47,9 +48,7 @@ _CALL: Final = re.compile(r"<tool_call>\s*(\{.*?)\s*(?:</tool_call>|<tool_call>|
 _ROLE: Final = re.compile(r"\s*(?:\*\*)?(?:Assistant|AI|Bot|Chatbot|ChatGPT|User|Human)(?:\*\*)?\s?:", re.IGNORECASE)
 _END: Final = re.compile(r"(?:</([A-Za-z_]\w{0,20})>|\[(?:EOS|PAD|UNK)\])\s*\Z")
 _EXPORT: Final = re.compile(
-    r"^\[?\d{1,2}[/.]\d{1,2}[/.]\d{2,4},? \d{1,2}:\d{2}(?::\d{2})?(?:\s?[AP]M)?\]?(?: -)? [^:\n]{1,40}:"
-    r"|<Media omitted>",
-    re.MULTILINE | re.IGNORECASE,
+    r"\n\[?\d{1,2}[/.]\d{1,2}[/.]\d{2,4},? \d{1,2}:\d{2}(?::\d{2})?(?:\s?[AaPp][Mm])?\]?(?: -)? [^:\n]{1,40}:"
 )
 _PYTHON: Final = re.compile(r"\s*(?:[\[{(]+'[^'\n]{0,200}'\s*[\]}),:]|array\(\[)")
 _CODE_ASKED: Final = re.compile(
@@ -63,9 +62,9 @@ _JSON: Final = re.compile(r"\s*(?:\{\s*[\"}]|\[\s*[\[{\"\]])")
 def secret(row: AskedRow) -> bool:
     """The text holds a key or a token, known by its shape."""
     text = row.text
-    if _RUN.search(text) is None or BEGINNING.search(text) is None:
-        return False
-    return any(shape.search(text) for _, shape in shapes())
+    if not any(block in text for block in _BLOCKS):
+        text = " ".join([word for word in text.split() if len(word) >= _LEAST])
+    return BEGINNING.search(text) is not None and any(shape.search(text) for _, shape in shapes())
 
 
 @DataRule("DAT367", severity="warning", confidence=0.85)
@@ -302,7 +301,7 @@ def _answered_in(data: DataReport) -> Iterator[Observation]:
     {some} of the rows have a question in one language and an answer in another, and no word asks for it
 
     Why: A question in one language and its answer in another teach to change between them.
-    Scope: questions and answers of 60 characters and more, code and tables left out, at most 5000 drawn from all
+    Scope: questions and answers of 60 characters and more, code and tables left out, at most 1000 drawn from all
     Action: remove these rows, or say in the question which language is wanted
     Verify: their text (--set show_rows=true)
     Seen: https://github.com/simplescaling/s1/issues/65 -- 150 of 1000 rows answer English questions with Chinese
@@ -326,7 +325,7 @@ def _left_over(row: AskedRow) -> Iterator[str]:
     ends = [(answer, end) for answer in answers if answer.rstrip()[-1:] in {">", "]"} and (end := _END.search(answer))]
     if any(end[1] is None or f"<{end[1]}" not in answer + question_of(row.columns) for answer, end in ends):
         yield "tag_left"
-    if answers and _EXPORT.search(row.text):
+    if answers and ("<Media omitted>" in row.text or _EXPORT.search(f"\n{row.text}")):
         yield "exported"
 
 

@@ -159,7 +159,9 @@ def documents_masked(row: AskedRow) -> bool:
 @row_kinds("documents_joined", "turns_or_documents")
 def _of_documents(row: AskedRow) -> Iterator[str]:
     """Tokens go on after an end token, and no positions begin anew; or a control token does: a turn or a document."""
-    ids, known = row.sequences[0].ids if row.sequences else _given_of(row)[0], row.vocabulary
+    ids, known = _given_of(row)[0], row.vocabulary
+    if ids and row.sequences:
+        ids = row.sequences[0].ids  # of a live batch without its padding
     after = set() if "parted" in row.columns else _after_ends(ids, known)
     if after and not known.controls.issuperset(after - {known.bos}):
         yield "documents_joined"

@@ -364,10 +364,11 @@ def echo(row: AskedRow) -> bool:
     question = row.spoken.get("prompt")
     if not isinstance(question, str):
         question = next((content_of(turn) for turn in reversed(row.turns) if turn.get("role") == "user"), "")
-    words = _WORD.findall(question.casefold())
+    answer = next(iter(row.answers[-1:] if "messages" in row.spoken else row.answers), "")
+    first = [hit and hit[0].casefold() for hit in (_WORD.search(question), _WORD.search(answer))]
+    words = _WORD.findall(question.casefold()) if first[0] == first[1] else []  # most begin otherwise
     if len(words) < _ECHO:
         return False
-    answer = next(iter(row.answers[-1:] if "messages" in row.spoken else row.answers), "")
     # Of a long answer only as much is split as may hold the question, since blanks and marks may be more there.
     return _WORD.findall(answer[: 2 * len(question) + 64].casefold())[: len(words)] == words
 

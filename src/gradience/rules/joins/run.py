@@ -201,21 +201,20 @@ JOINS: Final[tuple[Correlation, ...]] = (
         messages=(
             Message(
                 ("log", "disk"),
-                "Overfits from step {from_step} on; the weights here are those of {saved_as}, the best checkpoint on "
-                "disk.",
+                "Worse held out from step {from_step} on; the weights here are those of {saved_as}, the best on disk.",
                 action="Keep these weights; next time stop earlier.",
                 severity="info",
             ),
             Message(
                 ("log", "disk"),
-                "Overfits from step {from_step} on; its best checkpoint, of step {restored}, was loaded at the end.",
+                "Worse held out from step {from_step} on; its best checkpoint, of step {restored}, was restored.",
                 action="Keep the weights saved at the end; next time stop earlier.",
                 severity="info",
             ),
-            Message(("log", "disk"), "Overfits from step {from_step} on; the best checkpoint on disk is {checkpoint}."),
+            Message(("log", "disk"), "Worse held out from step {from_step} on; the best on disk is {checkpoint}."),
             Message(
                 ("log", "disk"),
-                "Overfits from step {from_step} on, and no checkpoint of this run from about there can be kept.",
+                "Worse held out from step {from_step} on, and no checkpoint of this run from about there can be kept.",
             ),
         ),
         seen=(

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
 from gradience.rules import DIVERGENCE, TRIAL, Observation, Threshold, Unknown
-from gradience.rules.log.account import LN_VOCABULARY, account
+from gradience.rules.log.account import LEAST_EVALS, LN_VOCABULARY, account
 from gradience.rules.log.facts import (
     REAL_RUNS,
     LogRule,
@@ -168,7 +168,7 @@ def divergence(facts: RunFacts) -> Observation | None:
     levels = _levels(facts)
     if levels is None:
         return None
-    return _at_the_end(facts, levels) or _at_once(facts, levels) or _exploded(facts, levels) or _late(facts, levels)
+    return next((found for asked in _DIVERGES if (found := asked(facts, levels)) is not None), None)
 
 
 @once
@@ -274,6 +274,21 @@ def fell_before(facts: RunFacts) -> bool:
     return lowest < (1.0 - STILL_BOUND.value) * start and math.log(start / lowest) > DIVERGED_NOISE.value * error
 
 
+def _worse(facts: RunFacts, of: _Levels) -> Observation | None:
+    """A warning if training ends over its first row, under which it never was, and held-out data over their first."""
+    curve = facts.held_out_curve
+    if curve is None or len(curve.losses) < LEAST_EVALS.value or min(of.points) < of.first:
+        return None
+    first, later = curve.losses[0], min(curve.losses[1:])
+    if of.last <= RELAPSED.value * of.first or later <= RELAPSED.value * first:
+        return None
+    says = f"The loss diverged: {of.first:.4g} in the first row, {of.last:.4g} at the end, and {curve.split} loss"
+    return _diverged(facts, of, f"{says} {first:.4g} at first, {later:.4g} or more since", severity="warning")
+
+
+_DIVERGES: Final = (_at_the_end, _at_once, _exploded, _late, _worse)
+
+
 def _windows(points: Sequence[float], width: int) -> Iterator[float]:
     return (median(points[i : i + width]) for i in range(len(points) - width + 1))
 
@@ -333,6 +348,7 @@ def _diverged_says(v: Values) -> str:
         RELAPSED,
         STILL_BOUND,
         DIVERGED_ROWS,
+        LEAST_EVALS,
     ),
     evidence=(DIVERGENCE, TRIAL),
 )
@@ -344,7 +360,8 @@ def _divergence(facts: RunFacts) -> Observation | None:
     are over {diverged_ratio} times the lowest window by more than {diverged_noise} standard errors, and above the
     start; or over {relapsed} times it, if it was {still_bound} under the start (the last and the lowest fifth); not
     where ORD186 speaks. A warning: the loss exceeds {exploded} times its start in the middle and ends no lower than
-    it started; or over {lost_share} of its fall is lost again, to {lost_level} or more; surer at a
+    it started; or over {lost_share} of its fall is lost again, to {lost_level} or more; or no row is under the first,
+    the last fifth is over {relapsed} times it, and so are all of {least_evals} held-out losses over theirs; surer at a
     learning rate of {absurd_rate} or more
 
     Why: A run that ends above where it began has unlearnt what the base model knew.
@@ -406,8 +423,10 @@ def _scale_says(v: Values) -> str:
     needs=(not_under("rl", "preference", "reward"), positive_loss),
     place="meaning",
     phrase=_scale_says,
+    as_info=True,
+    look=True,
     cause="other_scale",
-    thresholds=(SCALE_RATIO, SCALE_NATS, LN_VOCABULARY, SECOND_ROW),
+    thresholds=(SCALE_RATIO, SCALE_NATS, LN_VOCABULARY, SECOND_ROW, MANY_ROWS),
 )
 @once
 def other_scale(facts: RunFacts) -> Observation | None:
@@ -415,7 +434,8 @@ def other_scale(facts: RunFacts) -> Observation | None:
 
     the training loss is at least {scale_ratio} times the held-out loss and {scale_nats} nats above it, at the first
     evaluation and at all evaluations of the last half; otherwise, the first training row is over {ln_vocabulary} nats
-    and the second, if there is one, at least {second_row} of the first
+    and the second, if there is one, at least {second_row} of the first: info, unless the last of {many_rows} rows or
+    more is over it, too
 
     Why: A loss on another scale cannot be compared with the held-out loss, and if the gradient is summed too, steps
         are larger by the same factor.
@@ -478,6 +498,7 @@ def _above_equal_odds(facts: RunFacts) -> Observation | None:
         f"({LN_VOCABULARY.value:.1f}): a sum over several losses or steps, or labels, template or tokenizer that do "
         "not match the model.",
         {"first": first, "second": values[1] if len(values) > 1 else None},
+        severity=None if len(values) >= MANY_ROWS.value and values[-1] > LN_VOCABULARY.value else "info",
         confidence=0.6,
         evidence=seen(f"first rows {', '.join(f'{value:.4g}' for value in values[:2])}"),
     )

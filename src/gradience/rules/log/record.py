@@ -243,9 +243,6 @@ def _no_row(facts: RunFacts) -> str | None:
     severity="info",
     confidence=0.95,
     signs=("few_rows",),
-    look=True,
-    phrase=lambda v: "no training loss was logged" if not v["rows"] else "almost no training loss was logged",
-    covers=frozenset({"learning"}),
     thresholds=(FEW_ROWS, SOME_STEPS, PLANNED_ROWS),
     evidence=(LOGGING_DEFAULT,),
 )

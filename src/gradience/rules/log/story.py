@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 
 from gradience.rules.log import RULE_OF, preference, rewards
 from gradience.rules.log.account import account, decisive_metric, gain
-from gradience.rules.log.divergence import fell_before
+from gradience.rules.log.divergence import HIGH_START, fell_before
 from gradience.rules.log.facts import EVAL_NOISE, LogRule, Place, RunFacts, Topic
 from gradience.rules.log.held_out import of_metric
 from gradience.rules.log.learning import OVERFIT_RISE, held_still, learning, memorises
@@ -107,8 +107,8 @@ def _learning(facts: RunFacts) -> Iterator[StoryPart]:
         words = _first_words(facts)
         yield StoryPart(says=words, values=values, doubt=words != "learns")
     elif not facts.series.steps:
-        yield StoryPart(says="no training loss was logged")
-    elif decisive_metric(account(facts)) is None:
+        yield StoryPart(says="no training loss was logged", doubt=True)
+    else:
         yield StoryPart(says=f"cannot tell whether it learns: {result.says}", values=values, doubt=True)
 
 
@@ -143,7 +143,9 @@ def _loss(facts: RunFacts, train: TrainSummary) -> Iterator[StoryPart]:
     medians = " (medians)" if noisy else ""
     says = f"loss {_n(first)} -> {_n(last)}{medians}" if train.rows > 1 else f"loss {_n(last)} (1 row)"
     began, ended = as_float(first or 0.0), as_float(last or 0.0)
-    high = account(facts).loss == "language_model" and train.rows > 1 and _BEGINS < ended < math.inf
+    of = account(facts)
+    high = of.loss == "language_model" and train.rows > 1 and _BEGINS < ended < math.inf
+    high = high and (began < HIGH_START.value or of.adapter is True)  # else trained from scratch, which INI195 says
     says += ", over what a pretrained model begins with" if high else ""
     yield StoryPart(says=says, values={"first": first, "last": last}, doubt=high or _rose(began, ended))
 

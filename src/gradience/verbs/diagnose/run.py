@@ -224,7 +224,10 @@ def judge_sources(read: SourceReports, left_out: Mapping[str, str] = MappingProx
     coverage = coverage_of(not_run)
     analysed = read.audit is None or read.audit.health.verdict != "not_analysed"
     complete, alone = is_complete(states, coverage), monitor is None and (read.audit is None or not analysed)
-    verdict = verdict_of(causes, complete=complete, doubt=any(doubts(monitor, read.check, read.audit)), alone=alone)
+    adapter = documents.weights.path is not None or documents.config_fields.place.path is not None
+    lost = adapter and read.states["weights"].state == "absent"
+    doubt = any(doubts(monitor, read.check, read.audit, lost=lost))
+    verdict = verdict_of(causes, complete=complete, doubt=doubt, alone=alone)
     return DiagnoseReport(
         schema=DIAGNOSE_SCHEMA_ID,
         path=str(documents.found.path),

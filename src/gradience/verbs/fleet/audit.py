@@ -16,6 +16,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from gradience.adapters.files import CONFIG_NAME, WEIGHT_NAMES, AdapterFiles, find_files
+from gradience.adapters.groups import grouped
 from gradience.adapters.layout import Adapter
 from gradience.adapters.open import Buffer, Bytes, Layouts, open_adapter
 from gradience.device import prepare_jax
@@ -23,6 +24,7 @@ from gradience.errors import AdapterError, ConfigError, GradienceError, MissingP
 from gradience.folder import Documents, OpenAdapter
 from gradience.io import PathLike
 from gradience.io.reading import open_regular, real_path
+from gradience.schema import Json
 from gradience.schema.fleet import FLEET_AUDIT_SCHEMA_ID, AdapterRow, FleetAuditReport, RowStatus
 from gradience.spectral import cores, use_threads
 from gradience.tables import WorkerResult, encoded
@@ -335,7 +337,10 @@ def _settings(path: Path, adapter: Adapter) -> str | None:
         config = read_peft(path).config
     except ConfigError:
         return None
-    noted = {"revision": adapter.config.revision} if isinstance(adapter.config.revision, str) else {}
+    noted: dict[str, Json] = {"revision": adapter.config.revision} if isinstance(adapter.config.revision, str) else {}
+    whole = [name for name, role in adapter.roles.items() if role in {"full_module", "base_copy"}]
+    if whole and adapter.file_format.is_peft:
+        noted["beside"] = {group: [*names] for group, names in grouped(whole).items()}
     return msgspec.json.encode(msgspec.structs.replace(config, extras={**config.extras, **noted})).decode()
 
 

@@ -31,7 +31,6 @@ from gradience.rules.config.serving import (
     TRAIN_WITHOUT,
     Engine,
     Processes,
-    base_unknown,
     engine_of,
     mend_of_shared,
     room_for,
@@ -122,22 +121,28 @@ def _judged(
 
 
 def _tensors(modules: Iterable[str]) -> Iterator[str]:
-    """The name of one factor of each module, as in the file; of experts the slices are one module."""
-    return (f"{name}.lora_A.weight" for name in dict.fromkeys(name.partition("[")[0] for name in modules))
+    """The name of one factor of each module, as in the file: PEFT wraps an expert parameter's module for each."""
+    names = dict.fromkeys(name.partition("[") for name in modules)
+    whole = dict.fromkeys(name if not bracket else _wrapped(*name.rpartition(".")[::2]) for name, bracket, _ in names)
+    return (f"{name}.lora_A.weight" for name in whole)
+
+
+def _wrapped(module: str, leaf: str) -> str:
+    return module if leaf == "down_proj" else f"{module}.base_layer"
 
 
 def _kind(settings: str | None, around: CheckContext) -> Kind | None:  # its key
     if settings is None:
         return None
     config = msgspec.json.decode(settings, type=ConfigSnapshot)
-    facts = Facts(config, around=around)
-    findings: dict[str, list[Finding]] = {}
-    for item in judge(EFFECT_RULES, facts).told:
-        findings.setdefault(str(item.values["engine"]), []).append(item)
-    unknown = {name: unknown_features(name, facts) for name in around.engines}
-    for name in around.engines:
-        unknown[name] += ["a base of a type that is not known"] if base_unknown(name, facts) else []
-    return Kind(config, findings, unknown)
+    beside = msgspec.convert(config.extras.get("beside") or {}, dict[str, list[str]])
+    around = around._replace(groups=None if around.groups is None else {**around.groups, **beside})
+    of_each = {name: Facts(config, around=around._replace(engines=(name,))) for name in around.engines}
+    return Kind(
+        config,
+        {name: judge(EFFECT_RULES, facts).told for name, facts in of_each.items()},
+        {name: unknown_features(name, facts) for name, facts in of_each.items()},
+    )
 
 
 def _plan(
@@ -153,7 +158,7 @@ def _plan(
     fit: list[_Fit] = []
     for one, kind in judged:
         reasons = [_Reason("", f"not judged: {why}")] if (why := unjudged(named)) else []
-        reasons = reasons or list(_reasons(engine, one, kind))
+        reasons = reasons or list(_reasons(named, one, kind))
         for reason in reasons:
             misfits.setdefault(reason, []).append(_unfit(one, reason))
         if not reasons and kind is not None:
@@ -205,14 +210,15 @@ def _flagged(engine: Engine, groups: Sequence[ServingGroup], flags: Flags) -> It
         )
 
 
-def _reasons(engine: Engine, one: Candidate, kind: Kind | None) -> Iterator[_Reason]:
+def _reasons(named: str, one: Candidate, kind: Kind | None) -> Iterator[_Reason]:
     """Yield the reasons for which an engine does not serve an adapter as it was trained."""
+    engine = engine_of(named)
     name = ENGINES[engine].title
     if one.peft_type != "LORA":
         text = f"not judged: of {name} only what it does with LoRA is known, and its peft_type is {one.peft_type}"
         yield _Reason("", text, commands=_TO_PEFT)
         return
-    findings = () if kind is None else kind.findings.get(engine, ())
+    findings = () if kind is None else kind.findings.get(named, ())
     yield from map(_reason, findings)
     if one.format != "peft" and not findings and (engine, one.format) != ("mlx", "mlx-lm"):
         text = f"not judged: of {name} only what it does with PEFT's files is known, and it is in {one.format}'s format"
