@@ -1,9 +1,10 @@
-"""An adapter beside a base of a Llama 7B: `audit --base`, whole processes, beside its limits.
+"""An adapter beside a base of a Llama 7B: `audit --base` and `--intruders`, whole processes, beside their limits.
 
     python benchmarks/against_base.py make FOLDER [--layers 32] [--size 7b]   # 13 GB; made shard by shard
-    python benchmarks/against_base.py run FOLDER
+    python benchmarks/against_base.py run FOLDER [--intruders]
     python benchmarks/against_base.py floor FOLDER         # what reading, products and passes cost at the least
     python benchmarks/against_base.py busy FOLDER [--runs 3]   # CPU seconds beside processes that compute, and without
+    python benchmarks/against_base.py peft FOLDER          # beside PEFT's reduce_intruder_dimension, for small sizes
 
 A weight is a Gaussian matrix whose rows and columns differ in size, plus 256 directions that fall by a power law. So
 its spectrum has a bulk and a heavy tail, like that of trained weights. Exponents and sizes differ between modules. The
@@ -22,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 
 import ml_dtypes
@@ -127,9 +129,9 @@ def audit(folder: Path, *options: str) -> tuple[dict[str, float], dict[str, obje
     return cost, json.loads(output)
 
 
-def run(folder: Path, *, cached: bool) -> None:
+def run(folder: Path, *, intruders: bool, cached: bool) -> None:
     limit = reading(folder / "base")
-    options = ["--no-cache"] * (not cached)
+    options = ["--intruders"] * intruders + ["--no-cache"] * (not cached)
     cost, report = audit(folder, *options)
     print(f"load {os.getloadavg()[0]:.1f}, {os.cpu_count()} cores; reading and converting {limit:.2f} s")
     print(
@@ -138,6 +140,17 @@ def run(folder: Path, *, cached: bool) -> None:
     )
     rows = [m["base"] for m in report["modules"] if m.get("base")]
     print(f"  {len(rows)} modules compared, {sum(not r['converged'] for r in rows)} norms not converged")
+    found = [r["intruders"] for r in rows if r.get("intruders")]
+    if found:
+        open_ = sum(i["undecided"] for i in found)
+        counts = Counter()
+        for i in found:
+            counts.update(i["counts"])
+        print(
+            f"  intruders {dict(counts)}, {open_} undecided at eps {found[0]['eps']}, "
+            f"{sum(not i['converged'] for i in found)} modules not converged, "
+            f"{dict(Counter(i['method'] for i in found))}"
+        )
 
 
 FLOOR = """
@@ -197,10 +210,10 @@ SPIN = "import numpy as np\nx = np.ones((700, 700))\nwhile True: x @ x"
 
 def busy(folder: Path, runs: int) -> None:
     """Print the CPU seconds while other processes keep every core busy, as a multiple of those on an idle machine."""
-    quiet = min(audit(folder, "--no-cache")[0]["cpu"] for _ in range(runs))
+    quiet = min(audit(folder, "--intruders", "--no-cache")[0]["cpu"] for _ in range(runs))
     others = [subprocess.Popen([sys.executable, "-c", SPIN]) for _ in range(os.cpu_count() or 1)]
     try:
-        loaded = min(audit(folder, "--no-cache")[0]["cpu"] for _ in range(runs))
+        loaded = min(audit(folder, "--intruders", "--no-cache")[0]["cpu"] for _ in range(runs))
     finally:
         for process in others:
             process.kill()
@@ -208,24 +221,70 @@ def busy(folder: Path, runs: int) -> None:
     print(f"CPU {quiet:.2f} s alone, {loaded:.2f} s beside {len(others)} busy processes: {loaded / quiet:.2f} x")
 
 
+PEFT = """
+import json, sys, time
+from pathlib import Path
+import torch
+from peft import PeftModel
+from peft.tuners.lora.intruders import reduce_intruder_dimension
+from safetensors.torch import load_file
+from transformers import LlamaConfig, LlamaForCausalLM
+folder, layers, hidden, inner = Path(sys.argv[1]), *map(int, sys.argv[2:])
+config = LlamaConfig(vocab_size=8, hidden_size=hidden, intermediate_size=inner, num_hidden_layers=layers,
+                     num_attention_heads=4, num_key_value_heads=4)
+model = LlamaForCausalLM(config)
+weights = {k: v for file in sorted((folder / "base").glob("*.safetensors")) for k, v in load_file(file).items()}
+left = model.load_state_dict({k: v.float() for k, v in weights.items()}, strict=False)
+assert not left.unexpected_keys and not any("proj" in k for k in left.missing_keys)
+tuned = PeftModel.from_pretrained(model, str(folder / "adapter"))
+said = []
+start, wall = time.process_time(), time.perf_counter()
+reduce_intruder_dimension(tuned, top_k=10, threshold_epsilon=0.5, logging_sink=said.append)
+print(json.dumps({"cpu": time.process_time() - start, "wall": time.perf_counter() - wall, "said": said}))
+"""
+
+
+def peft(folder: Path, size: str) -> None:
+    """Print, in turns, the time of PEFT's search without imports and that of the whole `audit --base --intruders`.
+
+    PEFT's time includes writing an adapter without the intruders, which costs one product per module.
+    """
+    layers = len([*(folder / "base").glob("*.safetensors")])
+    for _ in range(2):
+        command = [sys.executable, "-c", PEFT, str(folder), str(layers), *map(str, SIZES[size])]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        theirs = json.loads(done.stdout.splitlines()[-1])
+        ours, report = audit(folder, "--intruders", "--no-cache")
+    none = sum("No intruders" in line for line in theirs["said"])
+    without = sum(not m["base"]["intruders"]["count"] for m in report["modules"])
+    print(f"PEFT        CPU {theirs['cpu']:7.2f} s  wall {theirs['wall']:7.2f} s  {none} modules without intruders")
+    print(f"audit       CPU {ours['cpu']:7.2f} s  wall {ours['wall']:7.2f} s  {without} modules without intruders")
+    print(
+        f"PEFT takes {theirs['cpu'] / ours['cpu']:.1f} times the CPU time, {theirs['wall'] / ours['wall']:.1f} the wall"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("do", choices=("make", "run", "floor", "busy"))
+    parser.add_argument("do", choices=("make", "run", "floor", "busy", "peft"))
     parser.add_argument("folder", type=Path)
     parser.add_argument("--layers", type=int, default=32)
     parser.add_argument("--distinct", type=int, default=32)
     parser.add_argument("--size", choices=SIZES, default="7b")
     parser.add_argument("--runs", type=int, default=3, help="of `busy`, each way: one is slow where others compute too")
+    parser.add_argument("--intruders", action="store_true")
     parser.add_argument("--cached", action="store_true", help="fill the norms cache as well, which hashes the base")
     options = parser.parse_args()
     if options.do == "make":
         make(options.folder, options.layers, options.size, options.distinct)
     elif options.do == "run":
-        run(options.folder, cached=options.cached)
+        run(options.folder, intruders=options.intruders, cached=options.cached)
     elif options.do == "floor":
         floor(options.folder)
-    else:
+    elif options.do == "busy":
         busy(options.folder, options.runs)
+    else:
+        peft(options.folder, options.size)
 
 
 if __name__ == "__main__":

@@ -83,7 +83,7 @@ class Score:
                 (self.false if finding.severity in GRAVE else self.remarks)[case.name][finding.id] += 1
             return
         self.wanted[case.name] = case.wanted
-        hits = [finding for finding in report.findings if finding.id == case.wanted]
+        hits = [one for one in (*report.findings, *report.readings) if one.id == case.wanted]
         self.found[case.name] += bool(hits)
         self.grave[case.name] += any(finding.severity in GRAVE for finding in hits)
         self.abstained[case.name] += any(item.id == case.wanted for item in report.not_run)

@@ -139,7 +139,7 @@ def verbs(root: Path, seed: int, size: float = 1.0) -> Iterator[tuple[str, Calla
     yield "compare three", lambda: g.compare_adapters(one, two, other)
     yield "compare a series", lambda: g.compare_adapters(root / "run")
     yield "audit", lambda: g.audit_adapter(other, top_singular_values=3, suggest_per_layer=True)
-    yield "audit beside a base", lambda: g.audit_adapter(other, base=under, norms_cache=False)
+    yield "audit beside a base", lambda: g.audit_adapter(other, base=under, intruders=True, norms_cache=False)
     yield "convert", lambda: g.convert_adapter(other, rank=2, base=under)
     yield "convert to mlx", lambda: g.convert_adapter(one, to="mlx", energy=0.8)
 

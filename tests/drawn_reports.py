@@ -132,11 +132,17 @@ def _html(page: Any) -> str:
     return _page(page_html(page))
 
 
+def _curves_page(report: Any) -> str:
+    from gradience.verbs.runs.curves import curves_figure  # the same
+
+    return _html(runs.curves_page(report, curves_figure(report.curves, report.metric)))
+
+
 def _run_page(report: Any) -> str:
     return _page(page.report_html(Story(report)))
 
 
-PAGES: Final = ("page of a run",)
+PAGES: Final = ("page of a fleet", "page of curves", "page of a run")
 FULL: Final = audit.View(heatmap="norm", verbose=True, top_wasteful=2)
 VIEWS: Final[dict[str, tuple[type, Callable[[Any], str]]]] = {
     "audit": (of_audit.AuditReport, audit.audit_text),
@@ -172,6 +178,8 @@ VIEWS: Final[dict[str, tuple[type, Callable[[Any], str]]]] = {
     "validate": (of_reports.ValidateReport, findings.validate_text),
     "import": (of_reports.ImportReport, findings.import_text),
     "rule": (of_findings.RuleCard, findings.rule_text),
+    "page of a fleet": (of_fleet.FleetShowReport, lambda it: _html(fleet.fleet_page(it))),
+    "page of curves": (of_fleet.RunsCurvesReport, _curves_page),
     "page of a run": (of_diagnose.DiagnoseReport, _run_page),
 }
 EACH: Final = 1  # reports of each view; most verbs have two views

@@ -33,7 +33,7 @@ NEEDS = {  # the beginnings of modules that need an extra; every install promise
     "gradience.hf.": "hf",
     "gradience.models.": "hf",
     "gradience.blocks.html.": "report",
-    "gradience.verbs.report.curves": "report",
+    "gradience.verbs.runs.curves": "report",
     "gradience.verbs.report.weights": "report",
 }
 OTHERS = {

@@ -8,6 +8,7 @@ import pickle
 import tracemalloc
 import warnings
 import zipfile
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +185,12 @@ def test_a_checkpoint_in_parts_names_the_command_that_gathers_it(tmp_path):
     torch.save(pair, file)
     assert refusal(open_adapter, whole)[1] == f"it is a checkpoint of FSDP: give {file} itself"
     assert len(open_adapter(whole, weights=file, adapter_config=out / "adapter_config.json")[1].modules) == 1
+    for mark in ("_CHECKPOINT_METADATA", "manifest.ocdbt", "_METADATA"):
+        (tmp_path / mark).mkdir()
+        (tmp_path / mark / mark).touch()
+        assert refusal(open_adapter, tmp_path / mark)[1].startswith(
+            "it is an Orbax checkpoint: restore it in the program"
+        )
 
 
 # --- tensors without their numbers -------------------------------------------------------------------------------
@@ -326,9 +333,24 @@ def test_an_array_over_the_limit_is_refused_with_its_name(tmp_path, monkeypatch)
     assert "is not a readable NumPy archive" in refusal(formats.read_archive, path)[0]
 
 
-def test_other_verbs_than_audit_refuse_an_archive(tmp_path):
-    path = tmp_path / "x.npz"
-    said = f"{path} is a NumPy archive, which only audit reads"
+@pytest.mark.oracle("h5py")
+def test_of_an_hdf5_file_large_arrays_are_left_out_and_one_without_factors_is_refused(tmp_path, monkeypatch):
+    h5py = import_module("h5py")
+    path = tmp_path / "x.hdf5"
+    with h5py.File(path, "w") as file:
+        file["l/0/lora_a"], file["bias"], file["kernel"] = np.ones(2), np.ones(2), np.ones(3)
+    for most, said in (
+        (2, None),
+        (1, "holds 0 arrays and no LoRA factors: Keras merges them into the kernels as it saves"),
+    ):
+        monkeypatch.setattr(formats, "MOST_ELEMENTS", most)
+        if said is None:
+            assert sorted(formats.read_archive(path)) == ["bias", "l.0.lora_a"]
+        else:
+            assert refusal(formats.read_archive, path)[0] == f"{path} {said}"
+    path.write_bytes(b"no")
+    assert "is not a readable HDF5 file" in refusal(formats.read_archive, path)[0]
+    said = f"{path} holds arrays as JAX and Keras programs save them, which only audit reads"
     assert refusal(open_weights, path) == (said, f"run: gradience audit {path}")
 
 

@@ -41,13 +41,17 @@ def dense_of(folder, i):
 def test_ratios_are_those_of_dense_float64(write_adapter, write_base):
     folder, base = write_adapter(), write_base()
     weights = load_file(base / "model.safetensors")
-    report = audit_adapter(folder, base=base)
+    report = audit_adapter(folder, base=base, intruders=True)
     for i, module in enumerate(report.modules):
         w = weights[f"model.layers.{i}.self_attn.q_proj.weight"].astype(np.float64)
         dw = dense_of(folder, i)
         assert module.udr == pytest.approx(np.linalg.norm(dw, 2) / np.linalg.norm(w, 2), rel=1e-5)
         assert module.sdi == pytest.approx(np.log10(module.udr))
         assert module.relative_frobenius == pytest.approx(np.linalg.norm(dw) / np.linalg.norm(w), rel=1e-5)
+        u_w, u_t = (np.linalg.svd(x)[0] for x in (w, w + dw))
+        overlap = np.max(np.abs(u_w[:, :INNER].T @ u_t[:, :10]), axis=0)
+        assert module.base.intruders.count == np.sum(overlap < 0.5)
+        assert list(module.base.intruders.counts) == ["0.3", "0.5", "0.7"]
     assert report.base.compared == LAYERS
 
 
@@ -63,12 +67,12 @@ def test_an_update_far_below_the_weights_is_near_untrained_and_lost_in_bf16(writ
 
 def test_a_zero_update_has_udr_zero_and_no_sdi(write_adapter, write_base):
     folder = write_adapter(lambda i: (np.zeros((OUT, R)), np.ones((R, INNER))))
-    report = audit_adapter(folder, base=write_base())
+    report = audit_adapter(folder, base=write_base(), intruders=True)
     assert report.health.verdict == "untrained"
     assert {m.udr for m in report.modules} == {0.0}
     assert {m.sdi for m in report.modules} == {None}
-    assert [(m.base.survival, m.base.held) for m in report.modules] == [(None, None)] * LAYERS
-    assert (report.base.survival_dtype, report.base.relative_frobenius) == (None, 0.0)
+    assert [(m.base.survival, m.base.intruders, m.base.held) for m in report.modules] == [(None, None, None)] * LAYERS
+    assert (report.base.survival_dtype, report.base.intruder_total, report.base.relative_frobenius) == (None, None, 0.0)
 
 
 @once(times=[0, 1, 2, 3], turned=[False, True])

@@ -1,6 +1,10 @@
-"""Factors in memory: against NumPy's own singular values, in both orders, from Flax models and files."""
+"""Factors in memory: against NumPy's own singular values, in both orders, from Flax and Keras models and files."""
 
 from __future__ import annotations
+
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -147,6 +151,45 @@ def test_parameters_without_factors_are_named():
         audit_pytree({"a": {"kernel": np.ones(2), "bias": np.ones(2)}})
 
 
+KERAS = """
+import sys
+import numpy as np
+import keras
+from gradience import AdapterError, audit_adapter, audit_pytree
+
+inputs = keras.Input((24,))
+dense = keras.layers.Dense(40, name="q")
+model = keras.Model(inputs, dense(inputs))
+dense.enable_lora(4, lora_alpha=12)
+a, b = np.random.default_rng(0).normal(size=(24, 4)), np.random.default_rng(1).normal(size=(4, 40))
+dense.lora_kernel_a.assign(a)
+dense.lora_kernel_b.assign(b)
+sigma = 3 * np.linalg.svd(a @ b, compute_uv=False)[:4]
+(module,) = audit_pytree(model, top_singular_values=4).modules
+assert module.name == "q.lora_kernel", module.name
+assert np.allclose(module.top_singular_values, sigma, rtol=1e-5)
+assert np.allclose(np.asarray(dense.kernel) - np.asarray(dense._kernel), 3 * a @ b, atol=1e-4)  # Keras' own update
+model.save_weights(sys.argv[1] + "/x.weights.h5")
+try:
+    audit_adapter(sys.argv[1] + "/x.weights.h5")
+except AdapterError as error:
+    print(error.message, "|", error.advice)
+"""
+
+
+@pytest.mark.oracle("keras")
+@pytest.mark.slow  # imports Keras in a process of its own
+def test_a_keras_model_is_audited_with_its_own_scale_and_its_saved_file_is_named_for_what_it_is(tmp_path):
+    env = {**os.environ, "KERAS_BACKEND": "jax", "KERAS_HOME": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", KERAS, str(tmp_path)], env=env, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (
+        "no LoRA factors: Keras merges them into the kernels as it saves | call gradience.audit_pytree" in done.stdout
+    )
+
+
 # Files
 
 
@@ -164,22 +207,47 @@ def test_an_npz_is_read_by_audit_and_by_its_command(pair, tmp_path, capsys):
     assert "layers.0.q.lora" in capsys.readouterr().out
 
 
+@pytest.mark.oracle("h5py")
+def test_an_h5_with_factors_is_read(pair, tmp_path):
+    import h5py
+
+    a, b, sigma = pair
+    with h5py.File(tmp_path / "x.lora.h5", "w") as file:
+        file["lora/0/lora_kernel_a"], file["lora/0/lora_kernel_b"] = a.T, b.T
+    assert_is(only(audit_adapter(tmp_path / "x.lora.h5", top_singular_values=R)), sigma, 1.0)
+
+
 def test_objects_in_an_npz_are_not_unpickled(tmp_path):
     np.savez(tmp_path / "x.npz", lora_a=np.array([print], dtype=object))
     with pytest.raises(AdapterError, match="is not a readable NumPy archive: Object arrays cannot be loaded"):
         audit_adapter(tmp_path / "x.npz")
 
 
-def test_a_damaged_file_is_one_clear_error(tmp_path):
-    (tmp_path / "x.npz").write_bytes(b"PK\x03\x04 no more")
+@pytest.mark.parametrize("name", ["x.npz", pytest.param("x.h5", marks=pytest.mark.oracle("h5py"))])
+def test_a_damaged_file_is_one_clear_error(tmp_path, name):
+    (tmp_path / name).write_bytes(b"PK\x03\x04 no more")
     with pytest.raises(AdapterError, match="is not a readable"):
-        audit_adapter(tmp_path / "x.npz")
+        audit_adapter(tmp_path / name)
 
 
 def test_other_verbs_say_that_only_audit_reads_an_npz(pair, tmp_path):
     np.savez(tmp_path / "x.npz", lora_a=pair[0], lora_b=pair[1])
     with pytest.raises(AdapterError, match="which only audit reads"):
         compare_adapters(tmp_path / "x.npz", tmp_path / "x.npz")
+
+
+@pytest.mark.oracle("orbax")
+def test_an_orbax_checkpoint_is_named_for_what_it_is(tmp_path):
+    import orbax.checkpoint as ocp
+
+    with ocp.StandardCheckpointer() as saver:
+        saver.save(tmp_path / "step", {"q": {"lora_a": np.ones((8, 2)), "lora_b": np.ones((2, 8))}})
+        saver.wait_until_finished()
+    with pytest.raises(AdapterError) as error:
+        audit_adapter(tmp_path / "step")
+    assert error.value.advice.startswith("it is an Orbax checkpoint: restore it")
+    with ocp.StandardCheckpointer() as saver:  # and what the advice says works
+        assert only(audit_pytree(saver.restore(tmp_path / "step"))).r == 2
 
 
 def test_an_archive_is_judged_by_the_optimizer_that_is_given(tmp_path):

@@ -21,7 +21,7 @@ from gradience.spectral.batch import spectrum_of
 from gradience.spectral.dense import DenseSpectrum
 from gradience.spectral.krylov import SpectralNorm
 from gradience.verbs.audit import against_base
-from gradience.verbs.audit.against_base import update_of
+from gradience.verbs.audit.against_base import Update, update_of
 from gradience.verbs.audit.measured import RowSettings, dense_row, knee_rank, module_row
 from gradience.verbs.audit.summary import bytes_per_param, layer_summaries, ledger_of, summary_of, with_shares
 
@@ -195,7 +195,7 @@ def test_errors_are_stated_at_the_ranks_that_follow_from_what_is_not_zero(tmp_pa
     assert q.relative_errors["4"] == pytest.approx(math.sqrt(2 / 6))
 
 
-def test_a_base_is_read_module_by_module_and_how_is_said(tmp_path, monkeypatch):
+def test_intruders_are_counted_by_vector_and_by_module(tmp_path, monkeypatch):
     """W = diag(3, 1) in both; q turns 4 of e_1 to e_6, out of W's own directions, and v leaves it where it is."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     folder = on_axes(tmp_path / "a", q=(4.0,), v=(4.0,))
@@ -211,12 +211,18 @@ def test_a_base_is_read_module_by_module_and_how_is_said(tmp_path, monkeypatch):
     report = audit_adapter(
         folder,
         base=tmp_path / "base",
+        intruders=True,
+        intruder_k=1,
+        intruder_eps=0.61,
         progress=lambda *at: seen.append(at),
     )
     assert report.base is not None
-    assert report.base.compared == 2
-    assert report.base.method == "norms by Lanczos, seed 0, to 1e-5"
+    assert (report.base.intruder_total, report.base.intruder_modules, report.base.compared) == (1, 1, 2)
+    assert report.base.method == "norms by Lanczos, seed 0, to 1e-5; intruders by dense SVD"
     assert report.base.relative_frobenius == pytest.approx(math.sqrt(32 / 20))
+    q, v = (row.base.intruders for row in report.modules)
+    assert (q.count, q.k, q.counts) == (1, 1, {"0.3": 0, "0.5": 0, "0.61": 1, "0.7": 1})
+    assert (v.count, v.counts["0.7"]) == (0, 0)
     assert [row.udr for row in report.modules] == pytest.approx([4 / 3, 4 / 3])
     assert sorted(seen[:2]) in ([(1, 2, "q"), (2, 2, "v")], [(1, 2, "v"), (2, 2, "q")])  # threads load the factors
     assert seen[2:] == [(0, 0, "which base this is"), (0, 2, "q"), (1, 2, "v"), (2, 2, "")]
@@ -263,3 +269,12 @@ def test_the_weights_are_named_one_by_one_only_where_they_are_several(tmp_path):
     report = audit_adapter(folder)
     assert (report.weights_path, report.weights_paths) == (str(shards[0]), [str(shard) for shard in shards])
     assert [row.frobenius_norm for row in report.modules] == [4.0, 2.0]
+
+
+@every(
+    ("b", "scale", "size", "fits"),
+    [(3.4e38, 1.0, 1.0, True), (1.8e38, -2.0, 1.0, False), (1.0, 1.0, 3.4e38, True), (1.0, 1.0, 3.5e38, False)],
+)
+def test_an_update_fits_float32_with_its_scaled_factor(b, scale, size, fits):
+    update = Update(np.full((2, 1), -b, np.float32), np.ones((1, 3), np.float32), scale)
+    assert update.fits_float32(size) is fits

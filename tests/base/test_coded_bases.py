@@ -116,9 +116,10 @@ def test_headers_tell_the_parameter_that_codes_stand_for(tmp_path, name):
 @every("name", few(SINGLE, each=2))
 def test_an_audit_beside_codes_is_that_beside_the_weights_they_stand_for(name, tmp_path, adapter):
     found = [
-        audit_adapter(adapter, base=laid_out(name, tmp_path / f"b{floats}", floats=floats), norms_cache=False)
+        audit_adapter(adapter, base=laid_out(name, tmp_path / f"b{floats}", floats=floats), norms_cache=False,
+                      intruders=True)
         for floats in (False, True)
-    ]
+    ]  # fmt: skip
     (codes,), (floats,) = (report.modules for report in found)
     assert codes.base.spectral_norm == pytest.approx(floats.base.spectral_norm, rel=1e-4)
     assert codes.base.frobenius_norm == pytest.approx(floats.base.frobenius_norm, rel=1e-4)
@@ -126,6 +127,7 @@ def test_an_audit_beside_codes_is_that_beside_the_weights_they_stand_for(name, t
         assert getattr(codes, of) == pytest.approx(getattr(floats, of), rel=1e-4, abs=1e-4)
     assert codes.base.held == pytest.approx(floats.base.held, abs=1e-4)
     assert codes.base.survival.cosine == pytest.approx(floats.base.survival.cosine, abs=1e-3)
+    assert codes.base.intruders == floats.base.intruders
     assert (found[0].base.codes, found[1].base.codes, floats.base.in_codes) == ({FORMS[name]: 1}, {}, None)
 
 

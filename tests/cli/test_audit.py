@@ -71,7 +71,7 @@ def config(text):
 @pytest.mark.parametrize(
     ("change", "argv", "says"),
     [
-        (None, "{} --intruders", "PEFT has reduce_intruder_dimension"),
+        (None, "{} --intruders", "--base"),
         (None, "", "give the adapter's folder once: 'gradience audit DIR' or '--adapter DIR'"),
         (None, "{0} --peft-dir {0}", "once"),
         (None, "{0} --adapter {0}", "once"),
@@ -105,7 +105,7 @@ def test_the_folder_can_be_given_either_way_and_prints_the_same(folder, capsys):
 
 def test_json_validates_against_the_exported_schema(folder, base, capsys):
     jsonschema = pytest.importorskip("jsonschema")
-    assert main(["audit", str(folder), "--base", str(base), "--suggest-per-layer", "--json"]) == 0
+    assert main(["audit", str(folder), "--base", str(base), "--intruders", "--suggest-per-layer", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     schema = msgspec.json.schema(AuditReport)
     jsonschema.Draft202012Validator(schema).validate(document)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from gradience import check_data
+from gradience.configs.document import LossOn
 from gradience.data.encoder import Encoder
 from gradience.data.formats import recognise
 from gradience.data.measure import MeasureSettings, RowCounter, RowCounts, packed_count
@@ -265,3 +266,40 @@ def test_packing_makes_as_many_sequences_as_trl() -> None:
     lengths = [rng.randint(1, 70) for _ in range(400)]
     data = Dataset.from_dict({"input_ids": [[1] * n for n in lengths]})
     assert packed_count(lengths, 64) == len(pack_dataset(data, 64, "bfd"))
+
+
+TURNS = ({"role": "system", "content": "Be short."}, ask("Why?"), say("So."), ask("And now?"), say("Nothing."))
+
+
+@pytest.mark.oracle("mlx_lm")
+@pytest.mark.parametrize("loss", ["assistant", "all"])
+@pytest.mark.parametrize(
+    ("row", "named"),
+    [
+        ({"messages": [*TURNS]}, {}),
+        ({"messages": [*TURNS[:-1]]}, {}),
+        ({"prompt": "Why?", "completion": "So."}, {"prompt": "instruction", "completion": "output"}),
+        ({"text": "Rain falls."}, {}),
+    ],
+)
+def test_rows_are_those_of_mlx(
+    folders: dict[str, Path], row: dict[str, Any], named: dict[str, str], loss: LossOn
+) -> None:
+    from types import SimpleNamespace
+
+    from mlx_lm.tuner.datasets import create_dataset
+    from transformers import AutoTokenizer
+
+    if loss == "assistant" and "text" in row:
+        pytest.skip("refused by both")
+    theirs = create_dataset(
+        [row], AutoTokenizer.from_pretrained(folders["qwen"]), SimpleNamespace(mask_prompt=loss != "all")
+    )
+    ids, begun = theirs.process(row)
+    renamed = {named.get(name, name): value for name, value in row.items()}
+    masking = Masking(loss, "mlx-lm")
+    (own,) = Tokeniser(recognise(renamed), Encoder(folders["qwen"]), masking).run([(1, renamed)])
+    assert isinstance(own, TokenRow)
+    ((made, mask, _),) = own.sequences
+    assert made == ids
+    assert (mask or [1] * len(ids)) == [0] * begun + [1] * (len(ids) - begun)

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made import rows, write
+from made import rows, saved, write
 from tables import every
 
 from gradience.configs.document import DataPlan, read_data_plan
 from gradience.data.cutting import cut_at, shares
+from gradience.errors import ConfigError
 from gradience.io import confined
 from gradience.schema.reports import DataReport
 from gradience.verbs.check.data import check_data
@@ -255,6 +256,26 @@ def test_ms_swift_s_recipe(tmp_path: Path) -> None:
     assert (plan(tmp_path, text).task, plan(tmp_path, text + "rlhf_type: rm\n").task) == (None, "rm")
     axolotl = "base_model: x\nsequence_len: 9\nmicro_batch_size: 1\n"
     assert (plan(tmp_path, axolotl).task, plan(tmp_path, axolotl + "reward_model: true\n").task) == (None, "reward")
+
+
+def test_mlx_s_recipe(tmp_path: Path) -> None:
+    (tmp_path / "rows").mkdir()
+    for name in ("train", "valid"):
+        (tmp_path / "rows" / f"{name}.jsonl").write_text("{}\n")
+    text = "model: m\ndata: rows\niters: 9\nnum_layers: 4\n"
+    found = plan(tmp_path, f"{text}mask_prompt: true\nprompt_feature: q\nmax_seq_length: 7\n")
+    assert (found.program, found.train, found.evaluation) == ("mlx-lm", *(
+        tmp_path / "rows" / f"{name}.jsonl" for name in ("train", "valid")
+    ))  # fmt: skip
+    assert (found.loss, found.max_length, found.overlong) == ("assistant", 7, "cut")
+    renamed = {"q": "instruction", "completion": "output", "messages": "messages", "text": "text"}
+    assert found.naming.columns == renamed
+    assert (plan(tmp_path, text).loss, plan(tmp_path, text).max_length) == ("all", 2048)
+    assert plan(tmp_path, "iters: 9\nmodel: m\n").program == "trl"
+    (tmp_path / "rows" / "train.jsonl").write_text('{"text": "a"}\n')
+    plan(tmp_path, f"{text}mask_prompt: true\n")
+    with pytest.raises(ConfigError, match="mask_prompt on rows of text: MLX-LM refuses it"):
+        check_data(tokenizer=saved(tmp_path / "tok"), training=tmp_path / "recipe.yaml")
 
 
 def test_axolotl_s_template_of_the_data_set_wins(tmp_path: Path) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import stat
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ import pytest
 from fleet_inputs import factors, peft, with_noise
 
 from gradience.adapters.open import open_adapter
+from gradience.cli.main import main
 from gradience.errors import GradienceError
 from gradience.schema.fleet import AdapterRow, Alike, ModuleRow
 from gradience.spectral.grams import DIMENSIONS, Sketch
@@ -238,3 +241,24 @@ def test_snapshots_of_one_repository_are_versions_of_one_adapter(tmp_path):
     (repository / "refs").mkdir(parents=True)
     (repository / "refs" / "main").write_text("aa\n")
     assert paths[1] not in {row["path"] for row in one_version(rows)[0]}
+
+
+def test_the_page_has_every_list_and_no_script_and_is_as_private_as_the_fleet(fleet, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    page, copy = tmp_path / "fleet.html", shutil.copytree(fleet, tmp_path / "fleet")
+    assert main(["fleet", "show", str(fleet), "--html", str(page)]) == 0
+    text = page.read_text()
+    for word in ("What needs a look", "What could be cut away", "What a server pads", "What is equal", "another base"):
+        assert word in text
+    assert ("no adapter weights" in text, "<script" in text) == (True, False)
+    assert page.stat().st_mode == (fleet / "fleet.json").stat().st_mode
+    assert main(["fleet", "show", str(fleet), "--html", str(page)]) == 2
+    assert "exists already" in capsys.readouterr().err
+    for name in ("rows.jsonl", "page.md"):
+        (tmp_path / name).write_text("mine")
+        assert main(["fleet", "show", str(fleet), "--html", str(tmp_path / name), "--force"]) == 2
+        assert capsys.readouterr().err.endswith(("or give --format)\n", "a page of HTML (name it .html)\n"))
+        assert (tmp_path / name).read_text() == "mine"
+    (copy / "fleet.json").chmod(0o600)
+    assert main(["fleet", "show", str(copy), "--html", str(page), "--force"]) == 0
+    assert stat.S_IMODE(page.stat().st_mode) == 0o600

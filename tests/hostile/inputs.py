@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import struct
 import tempfile
+from contextlib import closing
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ __all__ = [
     "adapter",
     "base",
     "container",
+    "database",
     "factors",
     "lay_out",
     "log_line",
@@ -102,6 +105,19 @@ def trainer_state(path: Path, history=None, **top: Any) -> Path:
     state = {"global_step": 3, "max_steps": 3, "log_history": rows if history is None else history, **top}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(state), encoding="utf-8")
+    return path
+
+
+def database(path: Path, statements: tuple[str, ...] | list[str] = (), rows: int = 3) -> Path:
+    """Write trackio's database, on which those statements were executed, and return it."""
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute(
+            "CREATE TABLE metrics (id INTEGER PRIMARY KEY, timestamp TEXT, run_name TEXT, step INTEGER, metrics)"
+        )
+        row = "INSERT INTO metrics VALUES (NULL, '2025-01-01T00:00:00', 'r', ?, '{\"train/loss\": 1.0}')"
+        db.executemany(row, [(step,) for step in range(rows)])
+        for statement in statements:
+            db.execute(statement)
     return path
 
 

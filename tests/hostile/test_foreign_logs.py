@@ -2,11 +2,37 @@
 
 from __future__ import annotations
 
+import sqlite3
+
 import pytest
 from hostile.inputs import trainer_state
 
 from gradience.errors import RecorderError
 from gradience.importers import import_run
+
+
+@pytest.mark.oracle("trackio")
+@pytest.mark.parametrize(
+    ("verb", "mode"), [("import t.db --out ../r.jsonl", "wal"), ("monitor t.db", "wal"), ("monitor t.db", "persist")]
+)
+def test_opening_a_database_writes_nothing_beside_it(run, tmp_path, verb, mode):
+    live, there = tmp_path / "live", tmp_path / "there"
+    live.mkdir()
+    there.mkdir()
+    db = sqlite3.connect(live / "t.db")
+    db.execute(f"PRAGMA journal_mode = {mode}")
+    db.execute("CREATE TABLE metrics (id INTEGER PRIMARY KEY, timestamp TEXT, run_name TEXT, step INTEGER, metrics)")
+    for step in (1, 2, 3):
+        db.execute("INSERT INTO metrics VALUES (NULL, '2025-01-01', 'r', ?, '{\"train/loss\": 1.0}')", (step,))
+    db.commit()
+    for path in live.iterdir():  # as a copy made while the run was going on
+        if not path.name.endswith("-shm"):
+            (there / path.name).write_bytes(path.read_bytes())
+    db.close()
+    before = {path.name: path.read_bytes() for path in there.iterdir()}
+    told = run(*verb.split(), cwd=there)
+    assert told.code == 0
+    assert {path.name: path.read_bytes() for path in there.iterdir()} == before
 
 
 def test_a_csv_takes_no_more_than_twice_its_size(run, tmp_path):

@@ -23,7 +23,7 @@ import pytest
 from corpus import SECRETS
 from data.made import QWEN
 from hostile.events import event_file, simple
-from hostile.inputs import CONFIG, container, factors, lay_out
+from hostile.inputs import CONFIG, container, database, factors, lay_out
 from hostile.outcome import ended
 from tables import SLOW
 
@@ -63,7 +63,10 @@ import t.csv --out o.jsonl --json
 import t.csv --out o.jsonl --map loss=train/loss
 monitor t.csv
 import events.out.tfevents.1.h --out o.jsonl --json
+import t.db --out o.jsonl --json
 import verl.log --out o.jsonl --json
+import mlflow --out o.jsonl --json
+monitor mlflow --json
 import wandb --out o.jsonl --json
 audit a --json
 audit a --layers -v --heatmap
@@ -71,7 +74,7 @@ audit a --suggest-per-layer --json
 audit a --format sarif
 audit a --append run.jsonl
 audit a --base base --no-cache --json
-audit a --base base --no-cache
+audit a --base base --intruders --no-cache
 audit x.npz --json
 audit bin --json
 diagnose a --json
@@ -115,6 +118,7 @@ def whole() -> dict[str, bytes]:
     """The files that the commands read, none of them damaged."""
     with tempfile.TemporaryDirectory() as folder:
         at = lay_out(Path(folder))
+        database(at / "t.db", rows=5)
         event_file(at / "events.out.tfevents.1.h", *(simple(n, "train/loss", 1 / n) for n in (1, 2, 3)))
         files = {str(path.relative_to(at)): path.read_bytes() for path in at.rglob("*") if path.is_file()}
     steps = range(1, 9)
@@ -132,6 +136,8 @@ def whole() -> dict[str, bytes]:
         "logging.jsonl": lines([{"loss": 1 / n, "global_step/max_steps": f"{n}/9", "epoch": 0.1} for n in steps]),
         "t.csv": b"step,train/loss,lr\n" + b"".join(b"%d,%f,1e-4\n" % (n, 1 / n) for n in steps),
         "verl.log": "".join(step.format(n=n, x=1 / n) for n in steps).encode(),
+        "mlflow/meta.yaml": b"run_id: a\nstatus: 3\nstart_time: 1\nend_time: 2\n",
+        "mlflow/metrics/loss": b"".join(b"%d %f %d\n" % (n, 1 / n, n) for n in steps),
         "wandb/files/wandb-summary.json": b'{"loss": 0.5}',
         "wandb/files/config.yaml": b"lr: {value: 0.1}\n",
         "wandb/run-a.wandb": b"W&B\x00" * 9,

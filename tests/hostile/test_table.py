@@ -25,6 +25,7 @@ from hostile.inputs import (
     adapter,
     base,
     container,
+    database,
     factors,
     lay_out,
     log_line,
@@ -184,7 +185,7 @@ NUMBERS = Group(
     },
     (
         *(f"{line} --json" for line in ON_ADAPTERS),
-        "audit a --base base --no-cache --json",
+        "audit a --base base --intruders --no-cache --json",
         "merge a b --method ties --out o --json",
         "convert a --to mlx --out o --json",
         f"{ON_BASE[1]} --json",
@@ -527,6 +528,41 @@ EVENTS = Group(
     {"codes": {0, 2}},
 )
 
+COUNT = "WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c) "
+VIEWS = {
+    "a view that never ends": [
+        "DROP TABLE metrics",
+        f"CREATE VIEW metrics AS {COUNT}SELECT n AS id, '' AS timestamp, 'r' AS run_name, n AS step, '' AS metrics FROM c",  # noqa: E501, S608  # a lie
+    ],
+    "a join without end": [
+        "CREATE TABLE configs (id INTEGER, run_name TEXT, config)",
+        *["INSERT INTO configs SELECT id, run_name, metrics FROM metrics"] * 12,
+        "ALTER TABLE metrics RENAME TO m",
+        "CREATE VIEW metrics AS SELECT m.* FROM m, " + ", ".join(f"configs c{n}" for n in range(12)),  # noqa: S608  # a lie
+    ],
+    "a blob of 900 MB that is not there": [
+        "ALTER TABLE metrics RENAME TO m",
+        "CREATE VIEW metrics AS SELECT id, timestamp, run_name, step, zeroblob(900000000) AS metrics FROM m",
+    ],
+    "a computed column": [
+        "ALTER TABLE metrics RENAME TO m",
+        "CREATE TABLE metrics (id, timestamp, run_name, step, metrics AS (zeroblob(900000000)))",
+        "INSERT INTO metrics SELECT id, timestamp, run_name, step FROM m",
+    ],
+}
+
+
+def computing(statements: list[str], at: Path) -> None:
+    database(at / "t.db", statements)
+
+
+DATABASES = Group(
+    {case: partial(computing, VIEWS[case]) for case in (VIEWS if SLOW else [*VIEWS][:-1])},  # the last takes seconds
+    ("import t.db --out r.jsonl",),
+    {"codes": {0, 2}},
+    limit_s=5,
+)
+
 # Settings files, and places that are no files ------------------------------------------------------------------------
 
 SETTINGS = Group(
@@ -758,7 +794,7 @@ COMMAND_LINES = [
 
 TABLE = (
     *(RANKS, LONG_NAMES, LONG_BASE_NAMES, TARGETS, IN_PATTERNS, NUMBERS, SHAPES, CARRIED, BINS, DEEP_LINES),
-    *(*DEEP_DOCUMENTS, *HEADERS, IN_YAML, DEEP_YAML, HUGE, *LONG_LOGS, EVENTS, SETTINGS, *SPECIAL, REFS),
+    *(*DEEP_DOCUMENTS, *HEADERS, IN_YAML, DEEP_YAML, HUGE, *LONG_LOGS, EVENTS, DATABASES, SETTINGS, *SPECIAL, REFS),
     *(REFUSED, OVERFLOW),
     *(*PAGES, *COMMAND_LINES),
 )

@@ -10,7 +10,7 @@ g.write_report("runs/toy", "out.md", compare=["other"])
 g.audit_pytree({}, scale=2.0, top_singular_values=3)
 
 g.audit_adapter("peft", bose="llama")  # type: ignore[call-arg]
-g.audit_adapter("peft", top_singular_values="ten")  # type: ignore[arg-type]
+g.audit_adapter("peft", intruder_k="ten")  # type: ignore[arg-type]
 g.check_config(peft_dri="peft")  # type: ignore[call-arg]
 g.check_data("rows.jsonl", loss="every")  # type: ignore[arg-type]
 g.diagnose("runs/toy", gap_threshold="1.4")  # type: ignore[arg-type]

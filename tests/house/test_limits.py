@@ -15,6 +15,8 @@ LIMITS = [  # what the page calls it, and where the code holds each number of it
     ("levels of nesting in an event", "schema.values._MAX_LEVELS"),
     ("text that is scanned for secrets", "telemetry.secrets.MAX_SCANNED"),
     ("an error's line", "cli.main._MAX_ERROR"),
+    ("time for trackio to read a project", "importers.databases._SECONDS"),
+    ("files of one run in MLflow's folder", "importers.databases._MOST_FILES"),
     ("a table's header", "importers.sources.MAX_HEADER"),
     ("a row of a data set", "data.rows.MAX_LINE io.reading.MAX_VALUES data.rows._MAX_FIELDS data.rows._MAX_LINES"),
     ("a line of a data set without an end", "io.reading.MAX_SKIPPED"),

@@ -7,7 +7,7 @@ import tomllib
 from pathlib import Path
 
 TESTS = Path(__file__).parents[1]
-OF_MODULE = {"lycoris": "lycoris-lora", "mlflow": "mlflow-skinny"}
+OF_MODULE = {"lycoris": "lycoris-lora", "mlflow": "mlflow-skinny", "orbax": "flax"}  # Flax brings Orbax
 
 
 def test_each_oracle_is_in_its_group_and_no_test_skips_where_it_is_absent():

@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 from tables import every
 
-from gradience import TelemetryWriter, explain_difference
+from gradience import TelemetryWriter, explain_difference, monitor_run
 from gradience.folder.runs import read_run
 from gradience.render.pace import memory_words, pace_words
 from gradience.rules.log.pace import pace_of
 from gradience.schema import SCHEMA_ID
 from gradience.schema.events import Throughput
 from gradience.schema.reports import Pace
-from gradience.verbs.report.curves import training_figures
+from gradience.verbs.runs.curves import training_figures
 from gradience.verbs.runs.rows import read_rows
 from gradience.verbs.why.view import why_text
 
@@ -107,3 +107,16 @@ def test_the_page_draws_the_seconds_of_a_step_from_three_windows_on(logs):
     assert "6 at step 20" in figure.summary
     del run.paces[2:]
     assert not [figure for figure in training_figures(run, ()) if figure.title == "Seconds a step"]
+
+
+def test_the_command_for_the_next_run_has_the_log_and_the_size_of_the_device(tmp_path):
+    with TelemetryWriter(tmp_path / "run.jsonl") as log:
+        log.run_start()
+        for step in range(1, 31):
+            log.train_step(step, loss=2.0 - step / 40)
+            if step % 10 == 0:
+                log.throughput(step, steps=10, seconds_per_step=0.3, peak_bytes=15 * GIB, total_bytes=24 * GIB)
+        log.run_end("error", reason="OutOfMemoryError")
+    (found,) = monitor_run(tmp_path / "run.jsonl", select=["CST195"]).findings
+    command = f"gradience check {tmp_path / 'run.jsonl'} --base MODEL --memory 24GiB before the next run"
+    assert found.verify == f"{command} (replace MODEL by the base model)"

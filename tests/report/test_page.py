@@ -26,9 +26,9 @@ from gradience.schema.diagnose import Cause, Piece
 from gradience.schema.events import Alert
 from gradience.telemetry.writer import TelemetryWriter
 from gradience.verbs.diagnose.view import step_of, steps_of
-from gradience.verbs.report.curves import marks_of
 from gradience.verbs.report.page import report_html
 from gradience.verbs.report.run import write_report
+from gradience.verbs.runs.curves import marks_of
 
 HOSTILE = '<script>alert("1")</script>"><img src=x onerror=alert(1)>'
 CSS = files("gradience.blocks.html").joinpath("style.css").read_text(encoding="utf-8")

@@ -84,7 +84,7 @@ def test_a_page_without_matplotlib_is_one_line_with_the_command_that_installs_it
     log, tokens, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("gradience.verbs.report.formats.find_spec", lambda _: None)
+    monkeypatch.setattr("gradience.commands.page.find_spec", lambda _: None)
     assert failure(capsys, log, *tokens) == (
         "gradience: an HTML report needs matplotlib, which is not installed"
         " (in the clone: pip install -e '.[report]'; or give --format md)\n"

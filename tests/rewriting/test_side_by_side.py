@@ -124,15 +124,11 @@ def test_the_mean_over_modules_is_of_equal_powers_of_two():
     assert mean_overlaps([of_phi((1, 1, 1.0 + 1e-9, 0.1))])[0].phi == 1.0
 
 
-def test_a_config_is_a_json_object(tmp_path):
-    for text, why in (("[1]", "is not an adapter config"), ("{", "is not an adapter config")):
-        (tmp_path / "c.json").write_text(text)
-        with pytest.raises(AdapterError, match=why):
-            raw_config(tmp_path / "c.json")
-    with pytest.raises(AdapterError, match="cannot read"):
-        raw_config(tmp_path / "none.json")
-    (tmp_path / "c.json").write_text('{"r": 8, "new": [1]}')
-    assert raw_config(tmp_path / "c.json") == {"r": 8, "new": [1]}
+def test_a_config_is_a_json_object():
+    for text in (b"[1]", b"{"):
+        with pytest.raises(AdapterError, match=r"c\.json is not an adapter config"):
+            raw_config(Path("c.json"), text)
+    assert raw_config(Path("c.json"), b'{"r": 8, "new": [1]}') == {"r": 8, "new": [1]}
 
 
 def test_an_adapter_without_a_pair_is_refused_with_the_reason(tmp_path, monkeypatch):

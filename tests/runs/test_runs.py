@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -23,7 +24,7 @@ from gradience.verbs.monitor.run import monitor_run
 from gradience.verbs.runs import collect as collecting
 from gradience.verbs.runs.best import best_runs
 from gradience.verbs.runs.collect import collect_runs, find_runs
-from gradience.verbs.runs.run import list_runs
+from gradience.verbs.runs.run import list_runs, run_curves
 
 SCHEMA = "gradience.vnext.telemetry/v1"
 BROKEN = f'{{"schema": "{SCHEMA}", "event": "train_step"}}\n'
@@ -228,6 +229,51 @@ def test_where_nothing_can_be_cached_the_tables_last_as_long_as_they_are_asked(r
     assert store.folder.parent == scratch
     del store
     assert not any(scratch.iterdir())
+
+
+def test_curves_are_drawn_over_each_other_and_as_a_page(roots, tmp_path, capsys):
+    report = run_curves(roots / "a", roots / "table")
+    found = [(c.name, len(c.steps), c.values[0]) for c in report.curves]
+    assert found == [("a/first", 30, 2.0), ("a/second", 20, 2.0), ("table", 9, 3.0)]
+    report = run_curves(roots / "a", roots / "table", metric="eval/accuracy")
+    points = [(c.steps, c.values) for c in report.curves]
+    assert points == [([10, 20, 30], [0.6, 0.9, 0.8]), ([10, 20], [0.5, 0.7])]
+    assert report.not_drawn == ["table"]
+    with pytest.raises(RecorderError, match="no run has"):
+        run_curves(roots / "a", metric="eval/nosuch")
+    with pytest.raises(RecorderError, match="no run has 'eval/loss'"):  # an evaluation without a step is no point
+        run_curves(log(tmp_path / "stepless", FALLING[:10], accuracy=[0.5], step=False), metric="eval/loss")
+    pytest.importorskip("matplotlib")
+    page, argv = tmp_path / "curves.html", ["runs", str(roots / "a"), "--out", str(tmp_path / "store")]
+    assert main([*argv, "--html", str(page)]) == 0
+    assert "a/first" not in capsys.readouterr().out  # the table's names begin where they differ
+    assert ("<svg" in page.read_text(), "<script" in page.read_text()) == (True, False)
+    assert main([*argv, "--html", str(page)]) == 2
+    assert main([*argv, "--html", str(page), "--metric", "eval/accuracy", "--force"]) == 0
+    assert "eval/accuracy" in page.read_text()
+
+
+def test_a_page_has_the_best_runs_of_many_in_the_order_and_the_number_that_are_asked_for(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    for number in range(29):  # the later, the lower the held-out loss
+        log(tmp_path / "many" / f"run{number:02}", [2.0 - number / 100] * 10, accuracy=[0.5])
+    page, argv = tmp_path / "curves.html", ["runs", str(tmp_path / "many"), "--out", str(tmp_path / "store"), "--force"]
+
+    def drawn(*options):
+        assert main([*argv, "--html", str(page), *options]) == 0
+        text = page.read_text()
+        return {f"run{n:02}" for n in range(29) if f"run{n:02}" in text}, re.findall(
+            r"\d+ runs? left out: --where", text
+        )
+
+    assert drawn() == ({f"run{n:02}" for n in range(3, 29)}, ["3 runs left out: --where"])
+    shown = capsys.readouterr().out
+    assert "run00" in shown  # and the table all the same
+    assert shown.endswith(f"\nwrote {page} (26 of 29 runs)\n")
+    assert drawn("--sort", "path", "--limit", "2") == ({"run00", "run01"}, ["27 runs left out: --where"])
+    assert drawn("--where", "best_eval_loss < 1.825") == ({"run28"}, [])
+    assert main([*argv, "--html", str(page), "--where", "r = 99"]) == 2
+    assert "no run where r = 99" in capsys.readouterr().err
 
 
 def test_the_commands_print_what_the_library_returns(roots, tmp_path, capsys):

@@ -26,22 +26,38 @@ def test_spectral_norm_is_within_1e_5_of_dense_float64(kind, scale):
     found = leading(Operator.of(w))
     true = np.linalg.norm(w.astype(np.float64), 2)
     assert found.converged
-    assert found.value == pytest.approx(true, rel=1e-6, abs=1e-30)
+    assert found.sigma[0] == pytest.approx(true, rel=1e-6, abs=1e-30)
 
 
 @pytest.mark.parametrize("shape", [(5, 7), (300, 40), (40, 300), (97, 97), (1, 8)])
 def test_small_thin_and_flat_matrices_are_right_too(shape):
     w = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
     found = leading(Operator.of(w))
-    assert found.value == pytest.approx(np.linalg.norm(w, 2), rel=1e-6)
-    assert (found.passes == 0) is (min(shape) <= 96)
+    assert found.sigma[0] == pytest.approx(np.linalg.norm(w, 2), rel=1e-6)
+    assert found.exact is (min(shape) <= 96)
+
+
+def test_what_one_step_of_a_block_does_not_show_is_decomposed_whole():
+    w = np.random.default_rng(0).standard_normal((97, 97)).astype(np.float32)
+    found = leading(Operator.of(w), 48)
+    assert found.exact
+    assert np.allclose(found.sigma, np.linalg.svd(w.astype(np.float64), compute_uv=False)[:48], rtol=1e-9)
+
+
+def test_leading_values_and_left_vectors_match_the_dense_svd():
+    w = matrix("decaying")
+    found = leading(Operator.of(w), 6, vectors=True)
+    u, s, _ = np.linalg.svd(w.astype(np.float64))
+    assert found.converged
+    assert np.allclose(found.sigma, s[:6], rtol=1e-6)
+    assert np.allclose(np.abs(np.sum(found.left * u[:, :6], axis=0)), 1.0, atol=1e-5)
 
 
 def test_the_implicit_sum_has_the_norm_of_the_explicit_one():
     rng = np.random.default_rng(1)
     w, b, a = matrix("flat"), rng.standard_normal((M, R)), rng.standard_normal((R, N))
     found = leading(Operator.of(w).plus(b, a))
-    assert found.value == pytest.approx(np.linalg.norm(w + b @ a, 2), rel=1e-6)
+    assert found.sigma[0] == pytest.approx(np.linalg.norm(w + b @ a, 2), rel=1e-6)
 
 
 @pytest.mark.parametrize("name", ["bfloat16", "float16"])

@@ -21,7 +21,7 @@ from tables import few
 
 import gradience
 from gradience import audit_arrays, spectral
-from gradience.spectral import batch, codes, devices, krylov
+from gradience.spectral import base, batch, codes, devices, krylov
 from gradience.spectral.batch import spectra
 from gradience.spectral.grams import Factors
 
@@ -119,6 +119,7 @@ def sized(*shapes: tuple[int, ...], dtype: type = F) -> list[jax.ShapeDtypeStruc
 
 
 OPERATOR = krylov.Operator(*sized((30, 20), (30, 2), (2, 20), dtype=S))
+MEASURES = base.Measures(*(base.Measure(*sized((9,), (2, 9), (4, 9))) for _ in range(3)))
 
 CODES = codes.Codes(*sized((4, 30), dtype=np.uint32), *sized((2, 30), dtype=S), coding="offset4", columns=32, block=16)
 
@@ -133,8 +134,8 @@ KERNELS: dict[str, tuple[list[object], dict[str, object]]] = {
     "spectral.update.whole_svd": (sized((24, 40)), {}),
     "spectral.update.leading_svd": (sized((50, 40), (40, 5)), {}),
     "spectral.krylov.advanced": ([OPERATOR, *sized((4, 30), dtype=S), BASIS, 3], {}),
-    "spectral.krylov.looked": ([BASIS], {"size": 5}),
-    "spectral.krylov.dense_norm": ([OPERATOR], {}),
+    "spectral.krylov.looked": ([BASIS], {"size": 5, "k": 2, "vectors": True}),
+    "spectral.krylov.dense_svd": ([OPERATOR], {}),
     "spectral.krylov.lanczos": (sized((30, 20), (2, 20), dtype=S), {"most": 8}),
     "spectral.subspace._square": (sized((8, 90)), {}),
     "spectral.subspace.compared_by_grams": (sized((4, 16, 16), (4, 16, 16), (4, 2)), {}),
@@ -146,6 +147,9 @@ KERNELS: dict[str, tuple[list[object], dict[str, object]]] = {
         {"target": "bfloat16", "delta_dtype": "float32"},
     ),
     "spectral.base.sums_of_dense": (sized((30, 20), (30, 20), dtype=S), {"target": "float16"}),
+    "spectral.base.seen_from": ([BASIS], {"size": 5, "k": 2}),
+    "spectral.base.within": ([MEASURES, *sized((6,), (6,), ())], {}),
+    "spectral.base.exact_overlaps": ([OPERATOR, OPERATOR], {"k": 3}),
     "spectral.merging.dense_update": (sized((30, 2), (2, 20), ()), {}),
     "spectral.merging.zeroed_under": (sized((30, 20), (), dtype=S), {}),
     "spectral.merging.rescaled": ([*sized((30, 20), dtype=S), *sized((30, 20), dtype=bool), *sized((), dtype=S)], {}),

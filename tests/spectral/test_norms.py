@@ -53,7 +53,7 @@ def test_where_one_vector_does_not_get_there_a_block_does(monkeypatch):
     found = spectral_norm(w)
     assert found.converged
     of_blocks = leading(Operator.of(as_float32(w)))
-    assert found.passes == of_blocks.passes > 3
+    assert found.passes == 2 * of_blocks.steps > 3
     assert found.value == pytest.approx(np.linalg.norm(w, 2), rel=1e-6)
     monkeypatch.setattr(krylov, "leading", lambda *_, **__: of_blocks._replace(converged=False))
     assert spectral_norm(w) == found._replace(converged=False)  # if a block does not get there either

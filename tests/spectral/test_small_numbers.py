@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from tables import every
 
-from gradience.spectral import batch, dense, subspace, sums, update
+from gradience.spectral import base, batch, dense, subspace, sums, update
 from gradience.spectral.base import MergeSums, UpdatedWeight, merge_sums
 from gradience.spectral.batch import spectra, spectrum_of
 from gradience.spectral.dense import DenseSpectrum, dense_spectrum
@@ -376,6 +376,13 @@ def test_an_update_is_known_from_gram_matrices_unless_it_all_but_cancels_whateve
     b, a = np.array([[1.0, -1.0], [0.0, 0.0]]), np.array([[1.0, 0.0], [1.0, off]])
     assert (off**2 / (2.0 + off**2) >= 1e-4) is trusted
     assert bool(compare(b, a, scale).trusted) is trusted
+
+
+def test_vectors_of_what_float32_does_not_tell_from_zero_are_none():
+    columns = np.ones((2, 4))
+    with jax.enable_x64(True):  # noqa: FBT003  # JAX's own signature
+        found = base.over(columns, np.array([2.0, 1e-6, 1.9e-7, 0.0]))
+    assert found.tolist() == [[0.5, 1e6, 0.0, 0.0]] * 2
 
 
 def test_the_norm_of_wide_factors_is_zero_where_the_terms_cancel_and_infinite_beyond_the_range():

@@ -4,7 +4,7 @@ import json
 from collections import Counter
 from pathlib import Path
 
-from golden_logs import BAD, CASES, EXPECTED, GOOD, documents, lines
+from golden_logs import BAD, EXPECTED, GOOD, documents, lines
 from tables import every
 
 from gradience.schema import BadLine, UnknownEvent
@@ -61,28 +61,6 @@ def test_a_bad_line_is_a_value_and_reading_goes_on(path: Path) -> None:
 
 
 OPEN = {"$.severity", "$.recommendations[0].severity", "$.config.task_profile"}
-
-
-def test_offset_and_number_of_a_bad_line_lead_to_it() -> None:
-    path = CASES / "bad" / "not_json.jsonl"
-    data = path.read_bytes()
-    raw = data.split(b"\n")
-    for item in TelemetryReader(path).read():
-        if isinstance(item, BadLine):
-            assert data[item.offset :].startswith(raw[item.line - 1] + b"\n")
-
-
-@every("name", ["whole", "unknown_keys", "text", "released-0.1.0", "learning_rates_per_group"])
-def test_good_lines_are_read_without_loss(name: str) -> None:
-    for _, line in lines(NAMES[name]):
-        if b"flavour" not in line:  # beside a config's keys: moves into its `extras`, below
-            assert_lossless(line)
-
-
-def test_an_unknown_key_beside_those_of_a_config_is_kept_among_its_extras() -> None:
-    config = next(iter(TelemetryReader(NAMES["unknown_keys"]))).config
-    assert config.extras == {"flavour": "x"}
-    assert config.lora.extras == {"rank_dropout": 0.1}
 
 
 def test_events_of_unknown_names_are_kept_and_counted() -> None:

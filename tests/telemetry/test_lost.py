@@ -91,22 +91,6 @@ def test_where_warnings_are_errors_a_removed_log_is_begun_anew_and_a_held_one_is
     ]
 
 
-def test_a_log_that_another_file_replaced_is_said_so(log):
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        writer = TelemetryWriter(log, fsync="always")
-        writer.train_step(1, loss=1.0)
-        other = log.with_suffix(".other")
-        other.write_text("mine\n")
-        other.replace(log)
-        writer.train_step(2, loss=0.5)
-        writer.close()
-    assert [str(one.message).removeprefix(f"{log} ") for one in caught][:1] == [
-        "was replaced by another file while it was written, and 1 of its events are lost"
-    ]
-    assert log.read_text().startswith("mine\n")
-
-
 def test_a_log_that_vanishes_twice_loses_what_each_file_held(log):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -177,18 +161,6 @@ def test_each_refusal_says_what_it_is_and_what_to_do(log, monkeypatch):
         assert refused(file.close) == (f"cannot close {log}: Input/output error", "check the disk")
 
 
-def test_how_many_events_were_lost_is_said_once_however_often_it_is_closed(log):
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        writer = TelemetryWriter(log)
-        for step in (1, 2, 3):
-            writer.train_step(step, x=object())
-        writer.close()
-        writer.close()
-    said = [str(one.message) for one in caught]
-    assert [f"gradience: {log}: 3 events could not be recorded" in text for text in said] == [False, True]
-
-
 @every("fault", [errno.EACCES, errno.EAGAIN, errno.EWOULDBLOCK, errno.ENOLCK, errno.ENOSYS, errno.EBADF])
 def test_a_lock_that_another_holds_is_no_error_and_a_file_system_without_locks_is(monkeypatch, fault):
     def refuse(_fd):
@@ -217,37 +189,11 @@ def test_a_log_that_was_closed_is_free_though_a_worker_forked_since_holds_it_ope
         os.close(kept)
 
 
-@pytest.mark.parametrize("fault", [errno.EINVAL, errno.ENOTSUP, errno.EROFS, errno.EIO, errno.ENOSPC])
-def test_where_there_is_nothing_to_sync_no_event_is_lost(log, monkeypatch, fault):
-    def refuse(_fd):
-        raise OSError(fault, os.strerror(fault))
-
-    writer = TelemetryWriter(log, fsync="always", on_error="raise")
-    monkeypatch.setattr("gradience.telemetry.logfile.os.fsync", refuse)
-    if fault in {errno.EIO, errno.ENOSPC}:
-        with pytest.raises(RecorderError, match=f"cannot write {log}: {os.strerror(fault)}"):
-            writer.train_step(1, loss=1.0)
-    else:
-        writer.train_step(1, loss=1.0)
-        assert writer.lost == 0
-    monkeypatch.undo()
-    writer.close()
-
-
 def test_a_writer_without_what_knows_torch_says_where_it_is(tmp_path, monkeypatch):
     monkeypatch.setattr(TelemetryWriter, "watched_by", None)
     with TelemetryWriter(tmp_path / "run.jsonl") as log, pytest.raises(RecorderError, match="knows torch") as caught:
         log.watch(None, None)
     assert caught.value.advice == "from gradience import TelemetryWriter"
-
-
-def test_a_log_without_a_line_of_its_writer_may_vanish_in_silence(log):
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        writer = TelemetryWriter(log, on_error="raise")
-        log.unlink()
-        writer.close()
-    assert writer.lost == 0
 
 
 def test_events_that_vanished_and_those_refused_are_said_in_one_number(log):

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 
 import pytest
@@ -36,29 +35,6 @@ def start(**fields: object) -> dict[str, object]:
 def only(summary: RunSummary) -> RunSeries:
     (run,) = summary.runs.values()
     return run
-
-
-def test_series_are_parallel_and_absent_values_are_nan(log: Path) -> None:
-    run = only(write(log, row(1, lr=0.1), row(2, grad_norm="Infinity"), row(3, lr=[0.3, 0.2], loss="NaN")))
-    assert list(run.steps) == [1, 2, 3]
-    assert [math.isnan(loss) for loss in run.losses] == [False, False, True]
-    assert (run.rates[0], run.rates[2], math.isnan(run.rates[1])) == (0.1, 0.3, True)
-    assert (math.isnan(run.grad_norms[0]), run.grad_norms[1]) == (True, math.inf)
-
-
-def test_rows_without_a_loss_or_a_step_are_counted_and_not_in_the_series(log: Path) -> None:
-    summary = write(log, row(1), row(1, loss=None, epoch=0.5, lr=0.1), row(None, epoch=0.75))
-    assert summary.counts == {"train_step": 3}
-    assert (list(only(summary).steps), only(summary).record.duplicates, only(summary).last_epoch) == ([1], 0, 0.75)
-
-
-def test_a_resumed_run_is_not_interleaved(log: Path) -> None:
-    for _ in range(3):
-        with TelemetryWriter(log, "r") as writer:
-            writer.run_start()
-            writer.train_step(1, loss=0.5)
-    run = only(TelemetryReader(log).summarize())
-    assert (run.record.interleaved, run.record.missing, len(run.record.sessions)) == (0, 0, 3)
 
 
 def test_each_resume_adds_to_what_was_superseded(log: Path) -> None:
@@ -124,12 +100,6 @@ def test_the_last_step_is_the_furthest_of_rows_and_evaluations_and_not_the_start
     assert only(write(log, start())).last_step is None
 
 
-def test_first_and_last_clock_readings_are_unix_seconds_whatever_order_the_lines_have(log: Path) -> None:
-    rows = [row(1, ts=500.0), row(2, ts=None), row(3, ts=1090.25), row(4, ts=100.5), row(5, ts="NaN")]
-    run = only(write(log, *rows))
-    assert (run.first_ts, run.last_ts) == (100.5, 1090.25)
-
-
 def test_a_column_has_the_steps_that_logged_a_finite_number(log: Path) -> None:
     measured = {"update_norm": 0.5, "stable_rank_mean": "NaN", "other": 1.0}
     audit = {"event": "metrics", "kind": "spectral", "metrics": measured}
@@ -181,12 +151,3 @@ def test_alerts_and_recommendations_of_all_events_are_kept_in_their_order(log: P
     assert run is not None
     assert [alert.code for alert in run.alerts] == ["c1", "c2", "c3"]
     assert [item.action for item in run.recommendations] == ["a1", "a1", "a2", "a2", "a3", "a3"]
-
-
-def test_a_block_of_rows_may_hold_two_sessions_and_rows_without_a_clock(log: Path) -> None:
-    rows = [row(n, session="ab"[n > 4], seq=n % 5, ts=None if n == 3 else float(n)) for n in range(1, 10)]
-    run = only(write(log, *rows))
-    assert (run.record.sessions, run.record.missing, run.record.interleaved) == ({"a", "b"}, 0, 0)
-    assert (list(run.steps), run.first_ts, run.last_ts) == (list(range(1, 10)), 1.0, 9.0)
-    run = only(write(log, *(row(n, ts=None if n == 3 else float(n)) for n in range(1, 10))))
-    assert (len(run.steps), run.first_ts, run.last_ts) == (9, 1.0, 9.0)

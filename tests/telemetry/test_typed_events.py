@@ -30,12 +30,10 @@ from gradience.events import (
     Metrics,
     OptimizerSnapshot,
     Recommendation,
-    RecommendationItem,
     RunEnd,
     RunStart,
     TrainStep,
     UnknownEvent,
-    decode,
     encode,
 )
 from gradience.telemetry import TelemetryReader, TelemetryWriter
@@ -65,29 +63,6 @@ def test_every_event_class_is_in_the_public_module():
         getattr(gradience.events, name) for name in gradience.events.__all__ if name[0].isupper() and "_" not in name
     }
     assert "events" in gradience.__all__
-
-
-def test_extras_stand_beside_the_fields():
-    items = [RecommendationItem(severity="info", action="a", message="m", extras={"url": "u"})]
-    built = [
-        TrainStep(**HEAD, loss=0.7, extras={"kl": 0.1, "rewards/chosen": 2}),
-        Eval(**HEAD, split="test", metrics=EvalMetrics(loss=0.5, extras={"f1": 0.9}), extras={"x": [1]}),
-        Recommendation(**HEAD, recommendations=items, extras={"by": "me"}),
-    ]
-    lines = [
-        {**LINE, "event": "train_step", "loss": 0.7, "kl": 0.1, "rewards/chosen": 2},
-        {**LINE, "event": "eval", "split": "test", "metrics": {"loss": 0.5, "f1": 0.9}, "x": [1]},
-        {
-            **LINE,
-            "event": "recommendation",
-            "recommendations": [{"severity": "info", "action": "a", "message": "m", "url": "u"}],
-            "by": "me",
-        },
-    ]
-    for event, line in zip(built, lines, strict=True):
-        assert json.loads(encode(event)) == line
-        assert decode(encode(event)) == event
-    assert (built[0].extras, built[1].metrics.extras) == ({"kl": 0.1, "rewards/chosen": 2}, {"f1": 0.9})
 
 
 def test_an_event_with_extras_is_copied_compared_and_shown_as_one_without():
@@ -190,15 +165,6 @@ class Mode(Enum):
 def test_a_wrong_value_is_named_when_the_event_is_built(build, kind, said):
     with pytest.raises(kind, match=said.replace("$.", r"\$\.")):
         build()
-
-
-def test_an_extra_may_have_any_name():
-    line = {**LINE, "event": "train_step", 'a"b': 1, "extras": {"x": 2}, "tab\there": 3, "plain": 4}
-    event = decode(json.dumps(line).encode())
-    assert event.extras == {'a"b': 1, "extras": {"x": 2}, "tab\there": 3, "plain": 4}
-    assert json.loads(encode(event)) == line
-    assert revived(event) == event
-    assert TrainStep(**HEAD, extras=event.extras) == event
 
 
 def test_the_writer_takes_typed_events_and_numbers_them(tmp_path):

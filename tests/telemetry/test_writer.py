@@ -103,17 +103,6 @@ def test_zeros_and_empty_values_are_written_and_nothing_is_made_of_them(log: Pat
     ]
 
 
-@pytest.mark.parametrize(
-    ("value", "wire"), [(float("nan"), "NaN"), (float("inf"), "Infinity"), (-np.inf, "-Infinity"), ("NaN", "NaN")]
-)
-def test_non_finite_numbers_are_written_by_name_wherever_they_stand(log, writer, value, wire) -> None:
-    writer.train_step(1, loss=value, lr=[value], x={"y": [value]})
-    writer.eval(1, split="t", metrics={"loss": value, "f1": value})
-    row, evaluation = lines(log)
-    assert (row["loss"], row["lr"], row["x"]) == (wire, [wire], {"y": [wire]})
-    assert evaluation["metrics"] == {"loss": wire, "f1": wire}
-
-
 def test_arrays_integers_flags_enums_sets_and_paths_become_json(log, writer) -> None:
     class Kind(enum.Enum):
         A = "a"
@@ -323,56 +312,6 @@ def said(caught) -> list[str]:
     return [str(warning.message) for warning in caught]
 
 
-def test_by_default_what_cannot_be_written_is_counted_and_said_once_and_at_the_end(log: Path) -> None:
-    with pytest.warns(RuntimeWarning, match="gradience") as caught, TelemetryWriter(log) as writer:  # noqa: PT031  # several lines warn
-        writer.train_step(1, loss="low")
-        writer.train_step(2, note=object())
-        writer.eval(2, split=None, metrics={})
-        writer.train_step(3, loss=0.5)
-    first, last = said(caught)
-    assert "training goes on: `loss`: expected a number, got str" in first
-    assert last == f"gradience: {log}: 3 events could not be recorded"
-    row, end = lines(log)
-    assert (row["step"], end["reason"], writer.lost) == (3, "3 events could not be recorded", 3)
-
-
-def test_a_log_that_cannot_be_opened_is_said_and_tried_again_where_it_matters(tmp_path: Path) -> None:
-    (tmp_path / "f").touch()
-    with pytest.warns(RuntimeWarning, match="gradience") as caught, TelemetryWriter(tmp_path / "f" / "r.jsonl") as log:  # noqa: PT031  # several lines warn
-        log.run_start()
-        log.train_step(1, loss=0.5)
-        (tmp_path / "f").unlink()
-        log.train_step(2, loss=0.5)
-        log.eval(2, split="test", metrics={"loss": 0.5})
-        log.train_step(3, loss=0.5)
-    assert "this run is not being recorded: cannot make the folder" in said(caught)[0]
-    assert said(caught)[-1].endswith("3 events could not be recorded")
-    written = [(line["seq"], line["event"]) for line in lines(log.path)]
-    assert written == [(3, "eval"), (4, "train_step"), (5, "run_end")]  # the gap is the three that were lost
-    (tmp_path / "g").touch()
-    with pytest.warns(RuntimeWarning, match="gradience"), TelemetryWriter(tmp_path / "g" / "r.jsonl", "") as log:  # noqa: PT031  # several lines warn
-        assert (len(log.run_id), log.lost, log.path) == (32, 0, tmp_path / "g" / "r.jsonl")
-        log.train_step(1, loss=0.5)
-        (tmp_path / "g").unlink()
-    (end,) = lines(log.path)  # at its end it is tried again too
-    assert (end["seq"], end["event"], end["reason"]) == (1, "run_end", "1 events could not be recorded")
-    assert end["run_id"] == log.run_id
-
-
-def test_a_loop_goes_on_also_where_warnings_are_errors(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    logged: list[str] = []
-    monkeypatch.setattr("gradience.telemetry.logfile.logger.warning", lambda text, *args: logged.append(text % args))
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        with TelemetryWriter(log) as writer:
-            writer.train_step(1, loss="low")
-    assert logged == [
-        "gradience: an event of this run could not be recorded, training goes on: `loss`: expected a number, got str",
-        f"gradience: {log}: 1 events could not be recorded",
-    ]
-    assert lines(log)[-1]["reason"] == "1 events could not be recorded"
-
-
 def test_an_array_whose_data_were_given_away_costs_its_event_only(log: Path) -> None:
     import jax.numpy as jnp
 
@@ -400,19 +339,6 @@ def test_a_second_writer_of_a_log_writes_beside_it_and_warns(log: Path) -> None:
     assert second.path == log.with_name(f"run.{second.session}.jsonl")
     assert [line["step"] for line in lines(second.path)] == [1, None]
     assert [line["step"] for line in lines(log)] == [2, None]
-
-
-def test_where_there_are_no_locks_the_log_is_written_all_the_same(log, monkeypatch) -> None:
-    def lockless(_fd: int) -> None:
-        raise OSError(37, "No locks available")
-
-    monkeypatch.setattr("gradience.telemetry.logfile._lock", lockless)
-    with (
-        pytest.warns(RuntimeWarning, match="written without a lock: .*No locks available"),
-        TelemetryWriter(log) as writer,
-    ):
-        writer.train_step(1)
-    assert len(lines(log)) == 2
 
 
 def test_threads_share_a_writer_and_seq_follows_the_file(log: Path) -> None:
@@ -490,48 +416,6 @@ def test_an_exception_ends_the_run_with_its_type_alone(log, error, status, reaso
     assert (lines(log)[-1]["status"], lines(log)[-1]["reason"]) == (status, reason)
 
 
-@pytest.mark.parametrize(
-    ("error", "reason"), [(ValueError("x is 3"), "ValueError: x is 3"), (ValueError(), "ValueError")]
-)
-def test_the_text_of_an_exception_is_written_if_asked_for(log: Path, error: ValueError, reason: str) -> None:
-    with pytest.raises(ValueError, match=f"^{error}$"), TelemetryWriter(log, allow_text=True):
-        raise error
-    assert lines(log)[-1]["reason"] == reason
-
-
-def test_leaving_in_order_ends_the_run_once(log: Path) -> None:
-    with TelemetryWriter(log) as writer:
-        writer.run_end(status="aborted")
-        writer.eval(9, split="late", metrics={})
-    assert [line["event"] for line in lines(log)] == ["run_end", "eval"]
-
-
-def test_a_writer_that_was_closed_ends_no_run(log: Path) -> None:
-    with TelemetryWriter(log, on_error="raise") as writer:
-        writer.close()
-    assert log.read_bytes() == b""
-    with pytest.raises(RecorderError, match="is closed"):
-        writer.train_step(1)
-
-
-def fail(*_: object) -> int:
-    raise OSError(28, "No space left on device")
-
-
-def test_an_error_of_the_run_is_not_replaced_by_one_of_the_recorder(log, monkeypatch) -> None:
-    writer = TelemetryWriter(log, on_error="raise")
-
-    def crash() -> None:
-        with writer:
-            raise ZeroDivisionError
-
-    with monkeypatch.context() as patch, pytest.warns(RuntimeWarning, match="end of the run was not recorded: cannot"):  # noqa: PT031
-        patch.setattr(os, "write", fail)
-        with pytest.raises(ZeroDivisionError):
-            crash()
-    TelemetryWriter(log, siblings=False).close()  # released all the same
-
-
 def test_events_of_a_log_can_be_copied_to_another(log: Path, tmp_path: Path) -> None:
     with TelemetryWriter(log, "r") as writer:
         writer.run_start(ConfigSnapshot(model_name="m"))
@@ -578,16 +462,6 @@ def test_rows_are_synced_after_more_than_five_seconds_and_not_after_five(log, mo
     assert len(synced) == 5
 
 
-def test_further_values_hold_64_levels_and_not_one_more(log, writer) -> None:
-    def nested(levels: int) -> object:
-        return [nested(levels - 1)] if levels else 1
-
-    writer.train_step(1, deep=nested(64))
-    with pytest.raises(RecorderError, match="nested more than 64 levels deep"):
-        writer.train_step(2, deep=nested(65))
-    assert [line["step"] for line in lines(log)] == [1]
-
-
 def test_a_step_of_0_is_a_whole_number_however_it_is_given(log):
     with TelemetryWriter(log, on_error="raise") as writer:
         for step in (0, 0.0, np.int64(0), np.float32(0.0), "x", False):
@@ -602,24 +476,3 @@ def test_a_step_of_0_is_a_whole_number_however_it_is_given(log):
             assert error.value.advice == "see the event's fields in gradience.events"
     steps = [json.loads(text)["step"] for text in log.read_text().splitlines()]
     assert [(type(step), step) for step in steps[:4]] == [(int, 0)] * 4
-
-
-def test_every_event_has_the_next_number_whichever_way_it_is_written(tmp_path):
-    with TelemetryWriter(tmp_path / "run.jsonl") as writer:
-        writer.train_step(0, loss=1.0, lr=0.1, grad_norm=2.0, epoch=0.5)  # floats alone: the short way
-        writer.train_step(1, loss=1.0)
-        writer.train_step(2, loss=1.0, lr=0.1, grad_norm=2.0, epoch=0.5)
-        writer.eval(2, split="test", metrics={"loss": 1.0})
-        writer.train_step(3, loss=1.0, lr=0.1, grad_norm=2.0, epoch=0.5)
-    events = list(TelemetryReader(tmp_path / "run.jsonl"))
-    assert [(event.seq, event.step) for event in events] == [(0, 0), (1, 1), (2, 2), (3, 2), (4, 3), (5, None)]
-    assert TelemetryReader(tmp_path / "run.jsonl").summarize().last.record.missing == 0
-
-
-def test_a_run_that_cannot_be_ended_raises_and_releases_the_log(log, monkeypatch) -> None:
-    writer = TelemetryWriter(log, on_error="raise")
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "write", fail)
-        with pytest.raises(RecorderError, match="No space left"), writer:
-            pass
-    TelemetryWriter(log, siblings=False).close()

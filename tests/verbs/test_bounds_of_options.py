@@ -25,6 +25,34 @@ def places(tmp_path_factory) -> tuple[Path, Path]:
     return adapter(root / "adapter", rng, plain=True), base(root / "base", rng)
 
 
+@pytest.mark.parametrize(
+    ("options", "good"),
+    [
+        ({"intruder_k": 1}, True),
+        ({"intruder_k": 0}, False),
+        ({"intruder_eps": 1.0}, True),
+        ({"intruder_eps": 0.0}, False),
+        ({"intruder_eps": 1.1}, False),
+    ],
+)
+def test_intruders_of_an_audit_have_a_number_and_a_bound(places, options, good):
+    call = lambda: g.audit_adapter(places[0], base=places[1], norms_cache=False, intruders=True, **options)  # noqa: E731
+    if good:
+        assert call().base.intruder_total is not None
+        return
+    with pytest.raises(g.OptionError) as caught:
+        call()
+    [(name, value)] = options.items()
+    wanted = {"intruder_k": "a whole number from 1", "intruder_eps": "above 0, at most 1"}[name]
+    assert caught.value.message == f"--{name.replace('_', '-')} is {value}, expected {wanted}"
+
+
+def test_intruders_are_counted_where_they_are_asked_for(places):
+    found = g.audit_adapter(places[0], base=places[1], norms_cache=False)
+    assert found.base.intruder_total is None
+    assert all(module.base.intruders is None for module in found.modules)
+
+
 def test_a_resize_takes_a_record_and_single_options_which_win_over_it(places):
     record = ResizeOptions(energy=0.5, dtype="float16")
     found = g.resize_adapter(places[0], options=record, energy=1.0)
@@ -36,6 +64,7 @@ def test_a_resize_takes_a_record_and_single_options_which_win_over_it(places):
 @every(
     ("call", "says"),
     [
+        (lambda: g.audit_adapter("missing", intruders=True), "--intruders needs --base"),
         (
             lambda: g.audit_adapter("missing", top_singular_values=-1),
             "--top-singular-values is -1, expected a whole number from 0",
@@ -62,10 +91,10 @@ def test_an_option_is_refused_by_its_name_before_anything_is_read(call, says):
 
 
 def test_a_keyword_wins_over_the_record_and_numpy_s_numbers_are_numbers():
-    options = g.AuditOptions(top_singular_values=-1, seed=-2)
-    replace(options, top_singular_values=np.int64(1), seed=np.int64(0)).refuse_bad()
-    with pytest.raises(g.OptionError, match="--top-singular-values is -1"):
-        g.audit_adapter("missing", options=options, seed=1)
+    options = g.AuditOptions(intruder_k=0, intruder_eps=2.0)
+    replace(options, intruder_k=np.int64(1), intruder_eps=np.float32(1.0)).refuse_bad()
+    with pytest.raises(g.OptionError, match="--intruder-k is 0"):
+        g.audit_adapter("missing", options=options, intruder_eps=1.0)
     for call in (g.audit_adapter, g.diagnose, g.convert_adapter):
         with pytest.raises(TypeError, match="enregy"):
             call("missing", enregy=1.0)

@@ -16,7 +16,7 @@ from gradience.cli.main import BELOW, COMMANDS, GROUPS
 from gradience.ranges import VerbOptions
 
 RECORDS: dict[str, dict[str, Any]] = {  # of options, and what their fields are unless told otherwise
-    "AuditOptions": {"norms_cache": True},
+    "AuditOptions": {"intruder_k": 10, "intruder_eps": 0.5, "norms_cache": True},
     "BenchOptions": {"tolerance": "1%", "timeout": 3600.0},
     "CheckOptions": {},
     "ConvertOptions": {"to": "peft"},
@@ -30,7 +30,6 @@ RECORDS: dict[str, dict[str, Any]] = {  # of options, and what their fields are 
 }
 FUNCTIONS: dict[str, dict[str, Any]] = {  # beside their records of options
     "audit_arrays": {"scale": 1.0},
-    "audit_pytree": {"scale": 1.0},
     "bench_merge": {"methods": ("linear", "svd", "ties"), "weights": (None,)},
     "json_schema": {"name": "telemetry"},
     "monitor_run": {"gap_threshold": 1.5},
@@ -43,7 +42,7 @@ OF_COMMANDS: dict[str, dict[str, Any]] = {  # beside the library's records
     "bench merge": {"method": "linear,svd,ties"},
     "compare": {"device": "auto", "top": 5},
     "fleet show": {"top": 10},
-    "runs": {"limit": 20, "sort": "path"},
+    "runs": {"metric": "train/loss"},
     "runs best": {"limit": 5},
     "schema": {"name": "telemetry"},
     "validate": {"max_issues": 100},

@@ -191,11 +191,12 @@ TABLE = [
         """,
     ),
     (
-        "audit --peft-dir dora --base base --verbose",
+        "audit --peft-dir dora --base base --intruders --verbose",
         0,
         """
           Energy by type (modules): attn 51.8% (2), mlp 48.2% (1)
           UDR norm2(dW)/norm2(W): median 1.45, largest 1.86 (layers.0.up_proj)
+          Intruder dimensions:    4 in 2 of 3 modules (k=7, eps=0.5; 0 at 0.3, 4 at 0.5, 14 at 0.7)
         In the file: lora pair 82.2% (0.00 MB, 6 tensors), magnitude 17.8% (0.00 MB, 3 tensors)
         """,
     ),

@@ -185,6 +185,7 @@ POINTERS = {
     "files/wandb-summary.json": "files/wandb-summary.json",
     "metrics.csv": "metrics.csv",
     "trainer_log.jsonl": "trainer_log.jsonl",
+    "mlflow.db": "mlflow.db",
 }
 
 

@@ -68,20 +68,28 @@ class AdapterConfig(msgspec.Struct, kw_only=True, frozen=True):
     model: str | None = None
 
 
+def config_bytes(path: Path) -> bytes:
+    """The bytes of an adapter's configuration.
+
+    Raises:
+        AdapterError: the file cannot be read.
+    """
+    try:
+        return read_small(path, most=LARGEST_CONFIG, what="an adapter config")
+    except OSError as error:
+        raise AdapterError(
+            f"cannot read {path}: {error.strerror}",
+            advice="scaling needs it: give it with --adapter-config, or save the adapter again",
+        ) from error
+
+
 def read_config(path: Path) -> AdapterConfig:
     """The adapter's configuration.
 
     Raises:
         AdapterError: the file is missing, not JSON, or a field has the wrong type.
     """
-    try:
-        raw = read_small(path, most=LARGEST_CONFIG, what="an adapter config")
-    except OSError as error:
-        raise AdapterError(
-            f"cannot read {path}: {error.strerror}",
-            advice="scaling needs it: give it with --adapter-config, or save the adapter again",
-        ) from error
-    return parse_config(raw, str(path))
+    return parse_config(config_bytes(path), str(path))
 
 
 def parse_config(raw: bytes | str, where: str) -> AdapterConfig:

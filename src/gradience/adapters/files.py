@@ -108,9 +108,9 @@ def _only_nested(folder: Path) -> tuple[Path, Path]:
             f"{folder} holds {len(nested)} adapters in sub-folders ({_listed(nested)})",
             advice=f"give one of them, for example {nested[-1]}",
         )
-    from gradience.adapters.formats import distributed_advice  # the same
+    from gradience.adapters.formats import distributed_advice, orbax_advice  # the same
 
-    if (advice := distributed_advice(folder, config=CONFIG_NAME)) is not None:
+    if (advice := orbax_advice(folder) or distributed_advice(folder, config=CONFIG_NAME)) is not None:
         raise AdapterError(f"no adapter weights that can be read from {folder}", advice=advice)
     raise AdapterError(
         f"no adapter weights in {folder} (it holds {_listed(sorted(folder.iterdir())) or 'nothing'})",

@@ -346,7 +346,7 @@ LossOn: TypeAlias = Literal["assistant", "completion", "all"]
 class DataPlan(NamedTuple):
     """The data settings of a recipe. A setting that the recipe does not state is None."""
 
-    program: Literal["trl", "axolotl", "llama-factory", "ms-swift", "torchtune"] = "trl"
+    program: Literal["trl", "axolotl", "llama-factory", "mlx-lm", "ms-swift", "torchtune"] = "trl"
     train: Path | None = None
     evaluation: Path | None = None
     tokenizer: Path | None = None
@@ -584,6 +584,23 @@ def _standard(given: _Mapping, names: Mapping[str, str]) -> dict[str, str]:
     return {str(given[setting]): ours for setting, ours in names.items() if isinstance(given.get(setting), str)}
 
 
+def _mlx(mapping: _Mapping, places: tuple[Path, ...]) -> DataPlan:
+    """As mlx_lm 0.32 reads its rows (tuner/datasets.py): a prompt and its completion are two turns of a chat."""
+    folder = _place(mapping.get("data"), places)
+    ours = {"prompt": "instruction", "completion": "output", "chat": "messages", "text": "text"}
+    theirs = {name: mapping.get(f"{name}_feature", "messages" if name == "chat" else name) for name in ours}
+    train, evaluation = (None if folder is None else _place(name, (folder,)) for name in ("train.jsonl", "valid.jsonl"))
+    return DataPlan(
+        program="mlx-lm",
+        train=train,
+        evaluation=evaluation,
+        tokenizer=_place(mapping.get("model"), places),
+        naming=Naming(columns={str(theirs[name]): standard for name, standard in ours.items()}),
+        max_length=_number(mapping.get("max_seq_length", 2048)),
+        loss="assistant" if mapping.get("mask_prompt") is True else "all",
+    )
+
+
 def _torchtune(mapping: _Mapping, places: tuple[Path, ...]) -> DataPlan:
     data, tokenizer = _section(mapping, "dataset"), _section(mapping, "tokenizer")
     # Meta's folders have tokenizer.model in `original`, one below tokenizer.json.
@@ -657,4 +674,5 @@ _PROGRAMS: Final[tuple[tuple[Callable[[_Mapping], bool], Callable[[_Mapping, tup
     (is_axolotl, _axolotl),
     (is_llama_factory, _llama_factory),
     (is_ms_swift, _ms_swift),
+    (is_mlx, _mlx),
 )

@@ -52,8 +52,9 @@ _MLX_DECAYS: Final = {"cosine_decay": (1, 2), "linear_schedule": (2, 1)}  # plac
 
 def is_mlx(mapping: Container[object]) -> bool:
     """Whether the keys are MLX-LM's."""
-    named = "lora_parameters" in mapping or "fine_tune_type" in mapping
-    return "peft_type" not in mapping and (named or ("iters" in mapping and "steps_per_report" in mapping))
+    named = any(key in mapping for key in ("lora_parameters", "fine_tune_type", "mask_prompt"))
+    beside = any(key in mapping for key in ("steps_per_report", "steps_per_eval", "num_layers", "val_batches"))
+    return "peft_type" not in mapping and (named or ("iters" in mapping and beside))
 
 
 def read_mlx_fields(fields: Fields, draft: Draft) -> list[str]:

@@ -107,6 +107,8 @@ class Tokeniser:
                 f"--loss assistant on rows of format {shape.format}: SFTTrainer takes it for conversations only",
                 advice="give messages, or prompt and completion as messages; or another --loss",
             )
+        if masking.by == "mlx-lm" and masking.loss == "assistant" and shape.format == "text":
+            raise ConfigError("mask_prompt on rows of text: MLX-LM refuses it", advice="take mask_prompt out")
         self._prepare = _PREPARE.get(shape.trainer, Tokeniser._sft)
         if shape.format == "tokenised":
             self._prepare = Tokeniser._ready
@@ -186,7 +188,9 @@ class Tokeniser:
     def _canonical(self, row: Columns) -> Columns:
         chat = self.encoder is None or self.encoder.template is not None or bool(self.encoder.by_trainer)
         read = self._standard(row)
-        columns = canonical(read, self.shape, chat=chat, trl=self.masking.trl and not self.masking.assumed)
+        columns = canonical(
+            read, self.shape, chat=chat, trl=self.masking.by in {"trl", "mlx-lm"} and not self.masking.assumed
+        )
         return with_keys({**columns, "names": True} if _is_header(row) else columns, read, self.shape)
 
     @property
@@ -296,15 +300,19 @@ class Tokeniser:
                 yield TokenRow(number, item, (Sequence(encoding.ids, encoding.answers),))
 
     def _turns(self, columns: Columns, whole: list[int]) -> list[int]:
-        """The mask of the assistant's turns, which are the tokens that the template adds with each turn."""
+        """The mask of the assistant's turns, which are the tokens that the template adds with each turn.
+
+        MLX-LM leaves the last turn in the loss, whoever's it is.
+        """
         messages, mask = columns["messages"], [0] * len(whole)
         for i, turn in enumerate(messages):
+            answers = i == len(messages) - 1 if self.masking.by == "mlx-lm" else turn.get("role") == "assistant"
             # Before the first turn there is nothing to render: most templates fail on an empty conversation.
-            if turn.get("role") != "assistant" or not i:
+            if not answers or not i:
                 continue
             before, after = (
                 self._encode([messages[:end]], [columns], prompt=prompt)[0]
-                for end, prompt in ((i, True), (i + 1, False))
+                for end, prompt in ((i, turn.get("role") == "assistant"), (i + 1, False))
             )
             if not isinstance(before, str) and not isinstance(after, str):
                 start, end = common_prefix(before.ids, whole), common_prefix(after.ids, whole)

@@ -167,8 +167,9 @@ class Documents:
 
     @cached_property
     def digest_of(self) -> Callable[[Path], str]:
-        """The digest of a weights file, each read once."""
-        return cache(sha256_of)
+        """The digest of a file, each read for it once; an import of the log has those of its own."""
+        known = {} if self.log.held is None else self.log.held.digests
+        return cache(lambda path: known.get(path) or sha256_of(path))
 
     @cached_property
     def adapter(self) -> Part[OpenAdapter]:

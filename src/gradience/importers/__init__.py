@@ -21,7 +21,7 @@ from gradience.configs.settings import Layer
 from gradience.configs.training import STATE_NAME
 from gradience.errors import OutputError, RecorderError, few
 from gradience.importers.events import EventTally, RunEvents, arrange
-from gradience.importers.files import SourceRun, add_settings, is_folder, refuse_summary, require_file, sha256_of
+from gradience.importers.files import SourceRun, add_settings, is_folder, refuse_summary, require_file
 from gradience.importers.loops import EXAMPLE
 from gradience.importers.sources import (
     TABLES,
@@ -30,7 +30,6 @@ from gradience.importers.sources import (
     find_log,
     format_of,
     inner_runs,
-    is_database,
     read_file,
     read_run_folder,
     require_fetched,
@@ -52,7 +51,6 @@ _ADVICE: Final = (
     f"give a run's output folder, a trainer_state.json, or a log; lines of your own are read as {EXAMPLE} prints them"
 )
 _SHOWN: Final = 10
-_META: Final = "meta.yaml"  # of a run in MLflow's store
 _SHORT: Final = 8  # characters of a run's id
 _HOSTED: Final = re.compile(r"^(events\.out\.tfevents\.\d+|[A-Z][a-z]{2}\d{2}_\d{2}-\d{2}-\d{2})[._].*$")
 
@@ -82,6 +80,7 @@ class Imported:
     files: list[Path] = field(default_factory=list)
     held: dict[Path, bytes] = field(default_factory=dict)
     states: dict[Path, SourceRun] = field(default_factory=dict)
+    digests: dict[Path, str] = field(default_factory=dict)
     skipped: list[SkippedRow] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -122,6 +121,7 @@ def read_source(
         files=list(dict.fromkeys(path for raw in raws for path in raw.files)),
         held={path: data for raw in raws for path, data in raw.held.items()},
         states={state.path: state for raw in raws for state in raw.states},
+        digests={path: digest for raw in raws for path, digest in raw.digests.items()},
         skipped=[skipped for raw in raws for skipped in raw.skipped],
         notes=[
             *_several(raws),
@@ -145,7 +145,6 @@ def _read(source: Path, kind: Format | None, columns: Mapping[str, str] | None) 
     if source_format == "gradience":
         raise RecorderError(f"{source} is a log of gradience already", advice="gradience monitor reads it as it is")
     if source_format is None:
-        refuse_unread(source)
         raise RecorderError(f"{source}: no format known here", advice=_ADVICE)
     raws = read_file(source, source_format, columns)
     if source.name == STATE_NAME:
@@ -202,7 +201,7 @@ def _name_apart(source: Path, raws: list[SourceRun]) -> None:
     taken: Counter[str] = Counter()
     for raw in raws:
         # By content: a log has one id, wherever it lies and whenever it is imported.
-        base = redact_id(raw.run_id) or f"import-{sha256_of(raw.files[0])[:16]}"
+        base = redact_id(raw.run_id) or f"import-{raw.digest_of(raw.files[0])[:16]}"
         taken[base] += 1
         raw.run_id = base if taken[base] == 1 else f"{base}.{taken[base]}"
 
@@ -216,7 +215,7 @@ def _several(raws: list[SourceRun]) -> list[str]:
 
 def _build_runs(source: Path, kind: Format, raw: SourceRun) -> list[ImportedRun]:
     """Return the runs of one log, each with its provenance in `meta`."""
-    digest = sha256_of(raw.files[0])
+    digest = raw.digest_of(raw.files[0])
     base = str(raw.run_id)
     meta = _meta(source, kind, raw, digest)
     parts = arrange(raw)
@@ -231,7 +230,7 @@ def _build_runs(source: Path, kind: Format, raw: SourceRun) -> list[ImportedRun]
 
 def _meta(source: Path, kind: Format, raw: SourceRun, digest: str) -> dict[str, Json]:
     """Return the provenance of a run as base names and hashes, never a path."""
-    others = {_public(path.name): sha256_of(path) for path in raw.files[1:]}
+    others = {_public(path.name): raw.digest_of(path) for path in raw.files[1:]}
     named = {"source_run": _public(raw.name)} if raw.name else {}
     return {
         "imported_from": _public(real_path(source).name),
@@ -346,18 +345,13 @@ def _run_report(run: ImportedRun) -> ImportedRunReport:
 
 
 def refuse_unread(path: Path) -> None:
-    """Refuse what Aim, MLflow and trackio keep of a run.
+    """Refuse an Aim repository.
 
     Raises:
-        RecorderError: the path is one of them, or a folder of one.
+        RecorderError: the folder is one, or holds one.
     """
     if (path / ".aim").is_dir() or path.name == ".aim":
         raise RecorderError(
             f"{path} is an Aim repository, whose database has no documented format",
             advice="export the run's metrics as CSV in Aim's Metrics Explorer, and import the table",
-        )
-    if is_database(path) or path.name == _META or (path / _META).is_file():
-        raise RecorderError(
-            f"{path} is what MLflow or trackio keeps of a run, which is not read",
-            advice="export the run's metrics as CSV, and import the table",
         )

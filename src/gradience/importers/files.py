@@ -128,6 +128,11 @@ class SourceRun:
     files: list[Path] = field(default_factory=list)  # all files read; the rows are from the first
     held: dict[Path, bytes] = field(default_factory=dict)  # the bytes of the files of settings
     states: list[SourceRun] = field(default_factory=list)  # the trainer_state.json files that were joined into it
+    digests: dict[Path, str] = field(default_factory=dict)  # of its files, as far as they were asked for
+
+    def digest_of(self, path: Path) -> str:
+        """The SHA-256 of one of its files, which is read for it once."""
+        return self.digests.get(path) or self.digests.setdefault(path, sha256_of(path))
 
     @property
     def last_step(self) -> int:

@@ -20,6 +20,7 @@ from typing import Final, Literal, TypeAlias
 
 from gradience.configs.training import STATE_NAME
 from gradience.errors import RecorderError, SchemaError
+from gradience.importers.databases import META, database_of, is_meta, read_mlflow, read_trackio
 from gradience.importers.files import (
     SourceRun,
     add_settings,
@@ -41,7 +42,7 @@ from gradience.schema import Json
 from gradience.telemetry.codec import parse
 
 Format: TypeAlias = Literal[
-    "trainer-state", "llama-factory", "ms-swift", "table", "tensorboard", "text", "ludwig", "wandb"
+    "trainer-state", "llama-factory", "ms-swift", "table", "tensorboard", "trackio", "mlflow", "text", "ludwig", "wandb"
 ]
 
 _HEAD: Final = 4096
@@ -53,7 +54,7 @@ _EVENT: Final = {"event", "run_id"}  # keys that mark a gradience event even if 
 MAX_ENTRIES: Final = 2000  # entries of a folder that are examined
 MAX_RUNS: Final = 100
 MAX_DEPTH: Final = 3  # ms-swift: output/MODEL/v0-DATE/checkpoint-N
-_LOGS: Final = (".jsonl", ".json", ".csv", ".tsv", ".txt", ".log", ".out", ".wandb")
+_LOGS: Final = (".jsonl", ".json", ".csv", ".tsv", ".db", ".txt", ".log", ".out", ".wandb")
 TABLES: Final = {".csv", ".tsv"}  # a file with such a name is a table even if its columns are unknown
 _OF_LOGGERS: Final = frozenset({"runs", "logs", "tensorboard", "wandb", "mlruns"})
 _OF_WANDB: Final = re.compile(r"(?:offline-)?run-\d{8}_\d{6}-\w+")
@@ -68,6 +69,8 @@ _READERS: Final[dict[Format, _Reader]] = {  # the best log of a folder first
     "ms-swift": lambda path, _: [read_json_lines(path)],
     "llama-factory": lambda path, _: [read_json_lines(path)],
     "table": lambda path, columns: [read_table(path, columns)],
+    "trackio": read_trackio,
+    "mlflow": read_mlflow,
     "ludwig": lambda path, columns: [read_ludwig(path, columns)],
     "wandb": lambda path, columns: [read_wandb(path, columns)],
     "text": lambda path, columns: [read_text(path, columns)],
@@ -80,7 +83,7 @@ WITHOUT_SETTINGS: Final = frozenset({"trainer-state", "ms-swift", "llama-factory
 def format_of(path: Path) -> Format | Literal["gradience"] | None:
     """Return the format of a file, `gradience` for a gradience log, None for anything else."""
     head = _head(path)
-    if b"\0" in head or path.name == SUMMARY:
+    if b"\0" in head or is_meta(path, head) or path.name == SUMMARY:
         return _of_logger(path, head)
     text = head.removeprefix(BOM_UTF8).lstrip()
     if text.startswith(b"{"):
@@ -92,14 +95,13 @@ def format_of(path: Path) -> Format | Literal["gradience"] | None:
 
 def _of_logger(path: Path, head: bytes) -> Format | None:
     """Return the format of a file written by a logger's own library, or None."""
+    if head.startswith(_SQLITE):
+        return database_of(path)
     if is_event_file(head):
         return "tensorboard"
-    return "wandb" if is_wandb(path, head) and not is_pointer(path) else None
-
-
-def is_database(path: Path) -> bool:
-    """Whether a file is a SQLite database, as MLflow's and trackio's."""
-    return _head(path).startswith(_SQLITE)
+    if is_wandb(path, head):
+        return None if is_pointer(path) else "wandb"
+    return "mlflow" if is_meta(path, head) else None
 
 
 def _head(path: Path) -> bytes:
@@ -313,7 +315,7 @@ def may_be_log(name: str) -> bool:
     """Whether a file of this name may be a log: not weights, tokenizers or model configs, which may be large."""
     if name == STATE_NAME or _CONFIGS.fullmatch(name):
         return False
-    return name.lower().endswith(_LOGS) or "tfevents" in name
+    return name.lower().endswith(_LOGS) or "tfevents" in name or name == META
 
 
 def find_log(folder: Path) -> Path | None:

@@ -48,6 +48,7 @@ class Reading:
         layer: where an import read settings; None of a log of our own.
         held: the bytes of the files of settings that an import read.
         states: the trainer_state.json files that an import read.
+        digests: the digests of the files that an import read.
     """
 
     path: Path
@@ -58,6 +59,7 @@ class Reading:
     layer: Layer | None = None
     held: Mapping[Path, bytes] = field(default_factory=dict)
     states: Mapping[Path, SourceRun] = field(default_factory=dict)
+    digests: Mapping[Path, str] = field(default_factory=dict)
 
     @property
     def settings(self) -> Layer:
@@ -202,6 +204,7 @@ def _imported(path: Path, run: str | None) -> Reading:
         source.layer,
         source.held,
         source.states,
+        source.digests,
     )
 
 

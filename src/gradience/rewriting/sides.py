@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 import msgspec
 import numpy as np
 
-from gradience.adapters.config import LARGEST_CONFIG
-from gradience.adapters.files import AdapterFiles
+from gradience.adapters.config import config_bytes
+from gradience.adapters.files import AdapterFiles, find_files
 from gradience.adapters.layout import Adapter, Module
-from gradience.adapters.open import open_adapter
+from gradience.adapters.open import read_adapter
 from gradience.base.weights import factors_of
 from gradience.errors import AdapterError
 from gradience.io import PathLike, natural_key
-from gradience.io.reading import decode_json, read_small, real_path
+from gradience.io.reading import decode_json, real_path
 from gradience.io.safetensors import TensorSource
 from gradience.schema import Json
 from gradience.schema.compare import ComparedAdapter, ConfigDifference, OnlyIn, Overlap, SideOverlap
@@ -83,10 +83,13 @@ def open_stored(
     Raises:
         AdapterError: it cannot be read.
     """
-    files, adapter = open_adapter(path, adapter_config=adapter_config, weights=weights)
+    config, file = (None if place is None else Path(place) for place in (adapter_config, weights))
+    files = find_files(Path(path), config=config, weights=file)
+    stated = config_bytes(files.config) if files.config.is_file() else None
+    adapter = read_adapter(files, config=stated)
     if adapter.source is None:
         raise AdapterError(f"{path} cannot be read again", advice="give the adapter's folder")
-    raw = raw_config(files.config) if files.config.is_file() else {}
+    raw = {} if stated is None else raw_config(files.config, stated)
     return StoredAdapter(Path(path), files, adapter, raw, adapter.source)
 
 
@@ -224,16 +227,14 @@ def mean_overlaps(sides: Iterable[SideOverlap | None]) -> list[Overlap]:
     ]
 
 
-def raw_config(path: Path) -> dict[str, Any]:
-    """Return an adapter's config with every key it has, known or not.
+def raw_config(path: Path, stated: bytes) -> dict[str, Any]:
+    """Return an adapter's config, of these bytes, with every key it has, known or not.
 
     Raises:
-        AdapterError: the file cannot be read, or is not a JSON object.
+        AdapterError: it is not a JSON object.
     """
     try:
-        return decode_json(read_small(path, most=LARGEST_CONFIG, what="an adapter config"), dict[str, Any])
-    except OSError as error:
-        raise AdapterError(f"cannot read {path}: {error.strerror}", advice="give the right file") from error
+        return decode_json(stated, dict[str, Any])
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise AdapterError(f"{path} is not an adapter config: {error}", advice="give the right file") from error
 

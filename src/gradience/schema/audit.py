@@ -87,6 +87,21 @@ class CodesSurvival(msgspec.Struct, kw_only=True, frozen=True):
     gain: Annotated[float, about("Norm of the realised over that of the intended change; null if that is zero.")] | None
 
 
+class Intruders(msgspec.Struct, kw_only=True, frozen=True):
+    """Intruder dimensions: leading left singular vectors of W + dW that resemble none of W's (arXiv 2410.21228)."""
+
+    k: Annotated[NonNegativeInt, about("Number of leading vectors that were examined.")]
+    eps: Annotated[Fraction, about("Threshold: an intruder's overlap with each of W's vectors is below it.")]
+    count: Annotated[NonNegativeInt, about("Intruders at eps, undecided ones included.")]
+    counts: Annotated[dict[str, int], about("Intruders by threshold.")]
+    undecided: Annotated[NonNegativeInt, about("Intruders at eps that may reach it by their upper bound.")]
+    method: Annotated[
+        Literal["exact", "lanczos"],
+        about("`exact`: dense SVD of both matrices. `lanczos`: Lanczos with bounds on every overlap."),
+    ]
+    converged: Annotated[bool, about("Whether the k leading vectors reached their tolerance.")]
+
+
 class BaseComparison(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     """One module's update compared with its weight W; the true update W' - W for DoRA, PiSSA and their like."""
 
@@ -102,6 +117,7 @@ class BaseComparison(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=Tr
     held: Annotated[float, about("<W, dW> / norm(dW)^2: how often W holds dW already; of plain LoRA.")] | None = None
     survival: MergeSurvival | None = None
     in_codes: CodesSurvival | None = None
+    intruders: Intruders | None = None
 
 
 class NotCompared(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
@@ -146,7 +162,9 @@ class BaseReport(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     codes: Annotated[dict[str, int], about("Modules whose weight is in codes, by format.")] = {}
     in_codes_changed_median: Annotated[Fraction, about("Median of the modules' in_codes.changed.")] | None = None
     in_codes_cosine_median: Annotated[float, about("Median of the modules' in_codes.cosine.")] | None = None
-    method: Annotated[str, about("How norms were computed.")] = ""
+    intruder_total: Annotated[NonNegativeInt, about("Intruders of all modules; null if not counted.")] | None = None
+    intruder_modules: Annotated[NonNegativeInt, about("Modules with an intruder; null if not counted.")] | None = None
+    method: Annotated[str, about("How norms and intruders were computed.")] = ""
     notes: list[str] = []
 
 
@@ -356,7 +374,7 @@ class AuditReport(Report, kw_only=True, frozen=True):
     config_path: str | None = None
     weights_path: Annotated[str, about("Weights file as given; any further files are in `weights_paths`.")]
     weights_paths: list[str] = []
-    format: Annotated[str, about("`peft`, `mlx`, `kohya`, `diffusers`, `npz`; `arrays` if in memory.")]
+    format: Annotated[str, about("`peft`, `mlx`, `kohya`, `diffusers`, `npz`, `h5`; `arrays` if in memory.")]
     peft_type: str | None = None
     base_model: str | None = None
     task_type: Annotated[str | None, about("As PEFT's config has it, such as CAUSAL_LM; null if it does not say.")] = (

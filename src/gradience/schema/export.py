@@ -23,7 +23,7 @@ from gradience.schema.document import RulesReport
 from gradience.schema.drift import DriftReport
 from gradience.schema.events import EVENT_TYPES, EvalMetrics, Event, RecommendationItem
 from gradience.schema.flat import Flat
-from gradience.schema.fleet import FleetAuditReport, FleetShowReport, QueryReport, RunsBestReport
+from gradience.schema.fleet import FleetAuditReport, FleetShowReport, QueryReport, RunsBestReport, RunsCurvesReport
 from gradience.schema.merge import MergeCheckReport, MergeReport, VerifyMergedReport
 from gradience.schema.preflight import PreflightReport
 from gradience.schema.receipt import Receipt, VerifyServedReport
@@ -54,6 +54,7 @@ SchemaName: TypeAlias = Literal[
     "fleet-show",
     "query",
     "runs-best",
+    "runs-curves",
     "why",
     "verify-served",
     "preflight",
@@ -112,6 +113,7 @@ REPORTS: Final[dict[SchemaName, type[msgspec.Struct]]] = {
     "fleet-show": FleetShowReport,
     "query": QueryReport,
     "runs-best": RunsBestReport,
+    "runs-curves": RunsCurvesReport,
     "why": WhyReport,
     "verify-served": VerifyServedReport,
     "preflight": PreflightReport,

@@ -16,6 +16,7 @@ QUERY_SCHEMA_ID: Final = "gradience.query/v2"
 
 RowStatus = Literal["ok", "error", "crashed"]
 RUNS_SCHEMA_ID: Final = "gradience.runs/v1"
+RUNS_CURVES_SCHEMA_ID: Final = "gradience.runs-curves/v2"
 RUNS_BEST_SCHEMA_ID: Final = "gradience.runs-best/v2"
 
 
@@ -488,3 +489,23 @@ class RunsBestReport(Report, kw_only=True, frozen=True):
     groups: Annotated[list[ComparableRuns], about("Largest group first; runs of two groups are not comparable.")] = []
     not_ranked: Annotated[list[UnrankedRun], about("Broken runs, of which a best value says nothing.")] = []
     known_metrics: list[str] = []
+
+
+class Curve(msgspec.Struct, kw_only=True, frozen=True):
+    """One run's values of a metric over its steps."""
+
+    name: Annotated[str, about("Short name, unique among the curves.")]
+    path: str
+    run: str
+    steps: list[int]
+    values: list[float]
+
+
+class RunsCurvesReport(Report, kw_only=True, frozen=True):
+    """One metric's curves in several runs, as `gradience.runs.curves` prints them."""
+
+    schema: Literal["gradience.runs-curves/v2"]
+    metric: str
+    curves: list[Curve]
+    not_drawn: Annotated[list[str], about("Names of the runs that have no finite value of the metric.")] = []
+    left_out: Annotated[NonNegativeInt, about("Runs that a page had no room for.")] = 0

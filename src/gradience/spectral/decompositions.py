@@ -55,3 +55,10 @@ def singular_values(matrix: Array) -> Array:
 def r_of_qr(matrix: Array) -> Array:
     """The upper triangle R of QR."""
     return jnp.linalg.qr(matrix, mode="r")
+
+
+@_one_by_one
+def solve(matrix: Array, right: Array) -> Array:
+    """The X with matrix X = right."""
+    solution: Array = jnp.linalg.solve(matrix, right)
+    return solution

@@ -84,12 +84,12 @@ def dense_spectrum(matrix: Matrix, *, values: int = _LEADING, seed: int = 0) -> 
     top, rest = (leading(x, seed=seed) for x in (whole, remainder))
     sigma = part.low.sigma.copy()
     # Both iterations approach sigma_1 from below, so the larger of their results is the closer one.
-    sigma[0] = max(sigma[0], top.value)
+    sigma[0] = max(sigma[0], float(top.sigma[0]))
     return DenseSpectrum(
         sigma,
         part.norm**2,
         size,
-        next_square=(rest.value * (1.0 + _SLACK)) ** 2,
+        next_square=(float(rest.sigma[0]) * (1.0 + _SLACK)) ** 2,
         is_whole=False,
         converged=top.converged and rest.converged,
     )

@@ -1,4 +1,4 @@
-"""The largest singular value of W or of W + B A, the latter without forming the sum, by block Lanczos methods.
+"""The leading singular values of W or of W + B A, the latter without forming the sum, by block Lanczos methods.
 
 `leading` uses block Golub-Kahan bidiagonalisation. It multiplies W by one block of c vectors at a time, c a multiple
 of 8, and builds two orthonormal bases P and Q:
@@ -7,7 +7,7 @@ of 8, and builds two orthonormal bases P and Q:
 
 P has one block of columns more than Q, C is block bidiagonal, and the c x c factor R acts on P's last block. The
 singular values of C approximate those of W. A block finds equal singular values together, and costs little more than
-one vector. `leading` starts from random vectors and stops when the residual shows convergence. Products with W are in
+one vector. `leading` starts from random vectors and stops when the residuals show convergence. Products with W are in
 float32, everything as small as C in float64. The arrays of the bases have room for all vectors that
 there may be, so that XLA compiles one program.
 
@@ -26,6 +26,7 @@ from typing import Final, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
 from jax import Array, lax
 
 from gradience.spectral.codes import Codes, whole
@@ -37,12 +38,14 @@ _ALIGNMENT: Final = 64  # bytes: XLA uses an array in place if its address is a 
 _OUTSIDE: Final = 0.5  # of a unit vector: the share outside a basis above which no more of it need be taken away
 _TURNS: Final = 4  # orthogonalisations of one block, at most
 
-_WIDTH: Final = 8  # vectors of a block: the width of a register
+_GUARD: Final = 6  # extra vectors in a block, beyond the number asked for
+_WIDTHS: Final = 8  # a block's width is a multiple of 8, the width of a register
 _VECTORS: Final = 768  # of each basis, at most
 EXACT_UNDER: Final = 96  # shorter side: up to it, a dense float64 SVD
 _SMALL: Final = 768  # shorter side: up to it, a dense SVD if the iteration did not converge
 _FIRST_LOOK: Final = 3  # steps before convergence is first checked
 _ROOM: Final = 16  # blocks of the smallest core that is decomposed
+_ANGLE: Final = 2e-3  # radians: the largest error of a converged singular vector
 
 _PART: Final = 1 << 17  # entries of W converted to float32 at a time: 512 KiB stay in a core's cache
 _PAIR: Final = 2  # vectors: two tell almost equal values apart; a product with more vectors costs more
@@ -73,6 +76,10 @@ class Operator(NamedTuple):
     def plus(self, b: Matrix, a: Matrix) -> Operator:
         """Return the operator of W + b a, sharing W."""
         return Operator(self.w, jnp.asarray(b, jnp.float32), jnp.asarray(a, jnp.float32))
+
+    def turned(self) -> Operator:
+        """Return the operator of the transpose."""
+        return Operator(self.w.T, self.a.T, self.b.T)
 
     def whole(self) -> Array:
         """Return W + B A as a dense float64 matrix."""
@@ -194,30 +201,115 @@ def room_for(blocks: int, most: int) -> int:
     return min(most, max(_ROOM, 1 << (blocks - 1).bit_length()))
 
 
-class RitzValue(NamedTuple):
-    """What a look at the bases shows: the largest Ritz value, and whether it converged."""
+class Ritz(NamedTuple):
+    """The SVD of C, padded with zeros: values largest first, vectors in P and Q, residuals |W^T p - sigma q|."""
 
     sigma: Array
-    converged: Array
+    left: Array
+    right: Array
+    residuals: Array
 
 
-@partial(jax.jit, static_argnames="size")
-def looked(basis: Bidiagonal, size: int) -> RitzValue:
-    """Look at the bases for the largest singular value of C, with the residual |W^T p - sigma q| of its vectors.
+def ritz_of(basis: Bidiagonal, size: int) -> Ritz:
+    """Return the Ritz values and vectors of the bases, approximate singular triplets of W: (k,), (k, k), (k, k), (k,).
 
-    `size`, at least `blocks`, is the number of blocks of the core to decompose.
+    `size`, at least `blocks`, is the number of blocks of the core to decompose: k is c times as large. Values beyond
+    those of C are zero, and their vectors complete the bases.
     """
     last, c = basis.blocks - 1, basis.core.shape[1]
     core = basis.core[:size, :, :size].reshape(size * c, size * c)
-    left, sigma, _ = jnp.linalg.svd(jnp.where(jnp.arange(size * c) < c * last, core, 0.0))
-    residual = jnp.linalg.norm(basis.core[last, :, last].T @ left.reshape(size, c, -1)[last, :, 0])
-    return RitzValue(sigma[0], has_converged(sigma[0], residual, sigma[0] - sigma[1]))
+    left, sigma, right = jnp.linalg.svd(jnp.where(jnp.arange(size * c) < c * last, core, 0.0))
+    residuals = jnp.linalg.norm(basis.core[last, :, last].T @ left.reshape(size, c, -1)[last], axis=0)
+    return Ritz(sigma, left, right.T, residuals)
 
 
-def has_converged(sigma: Array, residual: Array, gap: Array) -> Array:
-    """Whether sigma is known to a relative 2e-6: its error is at most min(residual, residual^2 / gap)."""
-    error = _ERROR * sigma
-    return (residual <= error) | (residual**2 <= error * gap)
+def converged(ritz: Ritz, k: int, tolerance: float, *, vectors: bool) -> Array:
+    """Whether the k largest values are within the tolerance, relative to the largest; see `leading`."""
+    sigma, residuals = ritz.sigma, ritz.residuals[:k]
+    gaps, bar = gaps_of(sigma)[:k], tolerance * sigma[0]
+    are_close = jnp.minimum(residuals, residuals**2 / gaps) <= bar
+    if vectors:
+        are_close &= (residuals <= _ANGLE * gaps) | (residuals <= bar)
+    return jnp.all(are_close)
+
+
+def gaps_of(sigma: Array) -> Array:
+    """Return each value's distance to its nearest neighbour; at least the smallest float64, so that it can divide."""
+    steps = jnp.pad(jnp.abs(jnp.diff(sigma)), 1, constant_values=jnp.inf)
+    return jnp.maximum(jnp.minimum(steps[:-1], steps[1:]), np.finfo(np.float64).tiny)
+
+
+class RitzValues(NamedTuple):
+    """What a look at the bases shows: Ritz values (n,), a block of left vectors (m, c), and whether k converged."""
+
+    sigma: Array
+    left: Array
+    converged: Array
+
+
+@partial(jax.jit, static_argnames=("size", "k", "vectors"))
+def looked(basis: Bidiagonal, size: int, k: int, *, vectors: bool) -> RitzValues:
+    """Look at the bases, of at most `size` blocks, for the k largest singular values."""
+    ritz, c = ritz_of(basis, size), basis.core.shape[1]
+    left = _product(basis.left[:size].reshape(size * c, -1).T, ritz.left[:, :c].astype(jnp.float32))
+    return RitzValues(ritz.sigma, left, converged(ritz, k, _ERROR, vectors=vectors))
+
+
+class Triplets(NamedTuple):
+    """Leading singular values and left singular vectors (columns), largest first.
+
+    `guard` holds the block's further left vectors, which may not have converged. They are good starting vectors for
+    another iteration on the matrix.
+    """
+
+    sigma: npt.NDArray[np.float64]
+    left: Matrix
+    steps: int
+    converged: bool
+    exact: bool
+    guard: Matrix
+
+
+def leading(matrix: Operator, k: int = 1, *, vectors: bool = False, seed: int = 0) -> Triplets:
+    """Return the k largest singular values of W + B A, with left singular vectors.
+
+    A value has converged if its error bound min(rho, rho^2 / gap) is at most 2e-6 sigma_1. Here rho is the residual,
+    and gap the distance to the nearest other value. With `vectors`, the angle rho / gap must also be at most 2e-3, or
+    rho at most 2e-6 sigma_1; the latter is for equal singular values, whose vectors are not unique.
+    """
+    m, n = matrix.w.shape
+    width = _WIDTHS * -(-(k + (_GUARD if vectors else 0)) // _WIDTHS)
+    # One less than the blocks that fit, because both bases begin with a block before the first step.
+    most = min(_VECTORS, m, n) // width - 1
+    with float64():
+        if min(m, n) <= EXACT_UNDER or most < 1:
+            return _dense(matrix, k)
+        start = np.random.default_rng(seed).standard_normal((width, m), np.float32)
+        iterated = _iterated(matrix, k, start, most, vectors=vectors)
+        return iterated if iterated.converged or min(m, n) > _SMALL else _dense(matrix, k)
+
+
+def _iterated(matrix: Operator, k: int, start: Matrix, most: int, *, vectors: bool) -> Triplets:
+    for basis, steps in looks(matrix, start, most):
+        ritz = looked(basis, room_for(steps + 1, most + 1), k, vectors=vectors)
+        if ritz.converged:
+            break
+    left = np.asarray(ritz.left)
+    return Triplets(
+        np.asarray(ritz.sigma[:k]), left[:, :k], steps, bool(ritz.converged), exact=False, guard=left[:, k:]
+    )
+
+
+def _dense(matrix: Operator, k: int) -> Triplets:
+    left, sigma = (np.asarray(x)[..., :k] for x in dense_svd(matrix))
+    return Triplets(sigma, left, 0, converged=True, exact=True, guard=left[:, k:])
+
+
+@jax.jit
+def dense_svd(matrix: Operator) -> tuple[Array, Array]:
+    """Return all left singular vectors of W + B A, and its singular values."""
+    left, sigma, _ = jnp.linalg.svd(matrix.whole(), full_matrices=False)
+    return left, sigma
 
 
 class SpectralNorm(NamedTuple):
@@ -226,30 +318,6 @@ class SpectralNorm(NamedTuple):
     value: float
     passes: int
     converged: bool
-
-
-def leading(matrix: Operator, *, seed: int = 0) -> SpectralNorm:
-    """Return the largest singular value of W + B A; two passes over W make a step."""
-    m, n = matrix.w.shape
-    # One less than the blocks that fit, because both bases begin with a block before the first step.
-    most = min(_VECTORS, m, n) // _WIDTH - 1
-    with float64():
-        if min(m, n) <= EXACT_UNDER:
-            return SpectralNorm(float(dense_norm(matrix)), 0, converged=True)
-        start = np.random.default_rng(seed).standard_normal((_WIDTH, m), np.float32)
-        for basis, steps in looks(matrix, start, most):
-            found = looked(basis, room_for(steps + 1, most + 1))
-            if found.converged:
-                break
-        if not found.converged and min(m, n) <= _SMALL:
-            return SpectralNorm(float(dense_norm(matrix)), 2 * steps, converged=True)
-        return SpectralNorm(float(found.sigma), 2 * steps, bool(found.converged))
-
-
-@jax.jit
-def dense_norm(matrix: Operator) -> Array:
-    """Return the largest singular value of W + B A, by the SVD of the sum."""
-    return jnp.linalg.svd(matrix.whole(), compute_uv=False)[0]
 
 
 def spectral_norm(w: Matrix | Codes, *, seed: int = 0) -> SpectralNorm:
@@ -266,7 +334,8 @@ def spectral_norm(w: Matrix | Codes, *, seed: int = 0) -> SpectralNorm:
             norm = SpectralNorm(float(value), int(passes), bool(done))
         if norm.converged and norm.value > _LEAST:
             return norm
-    return leading(Operator.of(as_float32(np.asarray(whole(w)) if isinstance(w, Codes) else w)), seed=seed)
+    top = leading(Operator.of(as_float32(np.asarray(whole(w)) if isinstance(w, Codes) else w)), seed=seed)
+    return SpectralNorm(float(top.sigma[0]), 2 * top.steps, top.converged)
 
 
 class _Lanczos(NamedTuple):
@@ -330,6 +399,8 @@ def squared(w: Array | Codes, block: Array) -> Array:
 def is_close(square: Array, residual: Array, gap: Array) -> Array:
     """Whether sigma = sqrt(square) is known to a relative 2e-6, by the eigenvalue's residual and its gap.
 
-    Twice sigma's relative error is allowed for its square.
+    An eigenvalue's error is at most min(residual, residual^2 / gap). Twice sigma's relative error is allowed for its
+    square.
     """
-    return has_converged(2.0 * square, residual, gap)
+    error = 2.0 * _ERROR * square
+    return (residual <= error) | (residual**2 <= error * gap)

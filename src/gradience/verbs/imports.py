@@ -28,8 +28,8 @@ def import_run(
     """Turn a finished run of another program into a run.jsonl.
 
     Reads an output folder of the Hugging Face Trainer, TRL, Axolotl, Unsloth, LLaMA-Factory or ms-swift, any CSV
-    or JSON-lines table, TensorBoard event files, W&B's offline logs, and what torchtune, MLX-LM, Megatron, NeMo, verl,
-    OpenRLHF, MMEngine (XTuner) and Ludwig leave. The source is never changed.
+    or JSON-lines table, TensorBoard event files, trackio's database, MLflow's stores, W&B's offline logs, and what
+    torchtune, MLX-LM, Megatron, NeMo, verl, OpenRLHF, MMEngine (XTuner) and Ludwig leave. The source is never changed.
 
     Parameters
     ----------

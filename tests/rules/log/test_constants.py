@@ -86,11 +86,6 @@ def test_a_trend_of_few_rows_has_the_numbers_of_its_definition():
     assert found.p == pytest.approx(2 * min(ours.mann_kendall(values), ours.falls_with_logarithm(values)))
 
 
-@every(("rows", "start"), [(4, 1.0), (5, 1.4), (19, 1.4), (20, 1.4), (80, 1.4)])
-def test_a_trend_starts_at_the_higher_of_its_first_row_and_its_first_three(rows, start):
-    assert ours.trend_of(([1.0, 1.4, 1.5] + [1.0] * 80)[:rows]).start == start
-
-
 def test_values_beyond_the_range_of_squares_are_put_at_its_ends():
     assert ours.bounded([1.0, 2.0]) == [1.0, 2.0]
     assert ours.bounded([1e200, -1e200, 0.0, 1e-200, -3.0]) == [1e100, -1e100, 0.0, 1e-100, -3.0]

@@ -8,13 +8,15 @@ from array import array
 
 import pytest
 from hypothesis import given, settings, strategies as st
-from log_runs import changed, evaluation, facts_of, finding as said, logged_rows, reason
+from log_runs import FALL, changed, evaluation, facts_of, finding as said, logged_rows, reason, run
 from tables import every
 
 from gradience.rules.log import DETECTORS, detect
+from gradience.rules.log.learning import learning
 from gradience.rules.log.statistics import MOST_POINTS, curve_of, median
 from gradience.schema import ConfigSnapshot, EvalMetrics, LoraSnapshot, OptimizerSnapshot, TrainingSnapshot
 from gradience.schema.reports import EvalPoint
+from gradience.verbs.monitor.run import monitor_run
 
 NAN, INF = math.nan, math.inf
 
@@ -58,20 +60,6 @@ def evals(losses, *, every=10):
     return [evaluation(every * (i + 1), loss) for i, loss in enumerate(losses)]
 
 
-# --- the table ---------------------------------------------------------------------------------------------------
-
-
-def test_a_healthy_run_gets_no_finding():
-    run = facts(history=evals([1.9, 1.6, 1.4, 1.3, 1.29]), config=config_of(lr=2e-4))
-    assert [f.id for f in detect(run)[0] if f.severity != "info"] == []
-
-
-def test_an_empty_run_is_judged_without_a_crash():
-    findings, not_run, _ = detect(facts([], grads=[], rates=[]))
-    assert findings == []
-    assert {"NUM101", "NUM102", "DIV103", "GRD107", "LRS109", "OVF110"} <= {item.id for item in not_run}
-
-
 # --- numbers -----------------------------------------------------------------------------------------------------
 
 
@@ -84,12 +72,6 @@ def test_one_loss_that_is_no_number_is_an_error(bad):
 
 def test_a_missing_gradient_norm_is_not_a_nan():
     assert said("NUM101", facts(grads=[NAN] * 60)) is None
-
-
-def test_a_gradient_norm_recorded_as_nan_is_one():
-    grads = norms()
-    grads[10] = grads[11] = NAN
-    assert said("NUM101", facts(grads=grads, lost=[11, 12])).severity == "error"
 
 
 @every(
@@ -118,80 +100,10 @@ def test_a_zero_loss_is_normal_in_rl_unless_the_gradient_is_not_finite():
 # --- level -------------------------------------------------------------------------------------------------------
 
 
-@every(("rows", "end", "severity"), [(2, 0.2, "warning"), (4, 0.2, "warning"), (2, 0.09, "info"), (3, -0.2, "info")])
-def test_a_spike_after_which_the_loss_stays_higher_is_a_warning(rows, end, severity):
-    losses = [2.0] * 60
-    losses[40:] = [2.0 + end] * 20
-    for i in range(30, 30 + rows):
-        losses[i] += 2.0
-    finding = said("DIV103", facts(losses))
-    assert finding.severity == severity
-    assert finding.values["longest"] == rows
-    assert finding.values["step"] in range(31, 31 + rows)
-
-
-def test_a_spike_of_one_row_is_seen_in_a_hundred_thousand():
-    losses = array("d", flat(100_000, sigma=0.02))
-    losses[77_777] *= 3
-    run = facts(losses, grads=[], rates=[], steps=range(100_000))
-    assert said("DIV103", run).values["step"] == 77_777
-
-
-def test_noise_alone_makes_no_spike_in_a_long_log():
-    assert said("DIV103", facts(flat(100_000, sigma=0.1), grads=[], rates=[], steps=range(100_000))) is None
-
-
-def test_a_spike_that_recovers_is_no_divergence():
-    assert said("DIV104", facts(curve(40) + [5.0] * 6 + curve(40)[20:])) is None
-
-
 @pytest.mark.parametrize("n", [20, 60, 300])
 def test_heavy_noise_on_a_flat_loss_is_called_a_divergence_at_most_once_in_a_hundred(n):
     runs = (facts(list(map(abs, flat(n, sigma=0.3, seed=seed)))) for seed in range(100))
     assert sum(said("DIV104", run) is not None for run in runs) <= 1
-
-
-def test_no_learning_abstains_during_warmup_and_at_a_rate_of_zero():
-    assert "peak" in reason("NOL106", facts(flat(), rates=[1e-6 * i for i in range(60)]))
-    assert "LRS109" in reason("NOL106", facts(flat(), rates=[0.0] * 60))
-
-
-# --- gradients ---------------------------------------------------------------------------------------------------
-
-
-def test_gradients_that_are_zero_from_the_start_vanish():
-    assert said("GRD108", facts(flat(), grads=[0.0] * 60)).severity == "warning"
-
-
-def test_no_gradient_where_the_learning_rate_is_zero_is_not_its_business():
-    assert said("GRD108", facts(flat(), grads=[0.0] * 60, rates=[0.0] * 60)) is None
-
-
-@pytest.mark.parametrize("about", ["GRD107", "GRD108"])
-def test_gradient_detectors_abstain_where_no_norm_was_recorded_or_few(about):
-    assert "no gradient norm" in reason(about, facts(grads=[NAN] * 60))
-    least = {"GRD107": 8, "GRD108": 5}[about]
-    assert f"it needs {least}" in reason(about, facts(grads=[1.0] * (least - 1) + [NAN] * 54))
-    assert reason(about, facts(grads=[1.0] * least + [NAN] * 54)) is None
-
-
-# --- learning rate -----------------------------------------------------------------------------------------------
-
-
-def test_a_run_that_ends_while_its_rate_rises_is_said_to_be_in_its_warmup_and_not_to_miss_its_peak():
-    rates = [1e-6 * i for i in range(1, 61)]
-    run = facts(rates=rates, config=config_of(lr=2e-4, warmup_steps=90), last_step=60)
-    assert said("LRS109", run) is None
-    assert said("LRS133", run).message == (
-        "The run ended at step 60 while the learning rate still rose (warm-up 90 steps): it reached 6e-05 of the "
-        "configured 0.0002."
-    )
-    assert said("LRS133", changed(run, status="no_run_end")) is None
-
-
-def test_warmup_and_one_decay_are_as_planned():
-    rates = [2e-5 * i for i in range(10)] + [2e-4 * (1 - i / 50) for i in range(50)]
-    assert said("LRS109", facts(rates=rates, config=config_of(lr=2e-4))) is None
 
 
 # --- evaluation --------------------------------------------------------------------------------------------------
@@ -209,6 +121,62 @@ def test_a_classifiers_loss_at_ln_k_is_chance_where_no_accuracy_is_known(loss, f
 
 def test_an_evaluation_done_twice_at_one_step_is_nothing_to_say():
     assert said("DUP117", facts(history=evals([1.0]) + evals([1.0]))) is None
+
+
+# --- what else a run shows -----------------------------------------------------------------------------------------
+
+
+def test_norms_that_are_all_nan_were_recorded():
+    assert (
+        reason("GRD107", facts(grads=[NAN] * 60, lost=range(1, 61))) == "none of 60 recorded gradient norms is finite"
+    )
+    assert reason("GRD107", facts(grads=[NAN] * 60)) == "no gradient norm was recorded"
+
+
+def test_a_fall_that_noise_could_have_made_is_named_with_the_least_that_would_have_been_seen():
+    result = learning(facts([2.0, 2.1, 1.9, 2.05, 1.95, 1.98]))
+    assert (result.shown, result.says) == (False, "6 rows are too few to tell a fall of 1% from noise")
+
+
+@every(
+    ("planned", "last", "more"),
+    [(10, 9, True), (10, 10, False), (10, 11, False), (-1, 9, False), (None, 9, False), (10, None, False)],
+)
+def test_more_rows_may_follow_until_the_last_planned_step(planned, last, more):
+    assert changed(facts(config=config_of(max_steps=planned)), last_step=last).in_mid_run is more
+
+
+@every(
+    ("n", "drop", "epochs", "why"),
+    [(120, 0.0, 3.0, None), (120, 0.2, 1.0, None), (24, 0.0, 5.0, "it needs 2"), (120, 0.0, None, "how often")],
+)
+def test_a_loss_that_does_not_step_down_with_each_epoch_is_no_memory(n, drop, epochs, why):
+    losses = [x * (1 - drop) ** int(i * 3 / n) for i, x in enumerate(curve(n))]
+    run = facts(losses, epoch=epochs, last_step=n)
+    assert said("MEM127", run) is None
+    assert (why or "") in str(reason("MEM127", run))
+
+
+def test_the_real_runs_of_others_are_called_what_they_are(shared_data):
+    names = ("sft-mistral-final.json", "sft-plateau.json", "2023-no-grad-norm.json")
+    reports = [monitor_run(shared_data / "trainer_states" / name) for name in names]
+    found = [{f.id for f in (*of.findings, *of.readings)} & {"MEM127", "PLT105"} for of in reports]
+    assert found == [{"MEM127"}, {"PLT105"}, set()]
+
+
+@pytest.mark.parametrize(("kind", "labels", "classes"), [("reward", None, 2), ("reward", 5, 2), (None, 5, 5)])
+def test_a_reward_model_chooses_between_two_answers_whatever_the_labels(kind, labels, classes):
+    seen = said("CHN112", run(FALL, held_out=[0.69] * 2, accuracy=1.0 / classes, n=400, kind=kind, num_labels=labels))
+    assert (seen.values["chance"], f"for {classes} classes, n=400)" in seen.message) == (1.0 / classes, True)
+
+
+@every("rows", [0, 1, 4])
+def test_rows_are_judged_by_step_and_those_of_one_step_as_they_were_written(rows):
+    run = logged_rows([3, 1, 2, 1][:rows], [0.3, 0.1, 0.2, 0.15][:rows], [3.0, 1.0, 2.0, 1.5][:rows], [1.0] * rows)
+    run.record.out_of_order = 2  # a resume may leave fewer rows than were counted
+    of = facts_of(run).series
+    whole = {4: ([1, 1, 2, 3], [0.1, 0.15, 0.2, 0.3], [1.0, 1.5, 2.0, 3.0]), 1: ([3], [0.3], [3.0]), 0: ([], [], [])}
+    assert (*map(list, (of.steps, of.losses, of.grad_norms)),) == whole[rows]
 
 
 # --- laws --------------------------------------------------------------------------------------------------------

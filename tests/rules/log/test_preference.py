@@ -46,12 +46,6 @@ def preference(accuracy, margin, **more):
     return facts("preference", rewards__accuracies=accuracy, rewards__margins=margin, **more)
 
 
-def test_a_falling_loss_does_not_hide_it():
-    run = preference(noisy(0.5, 0.5), noisy(0, 0), losses=noisy(2.0, 1.0))
-    assert said("NOL106", run) is None
-    assert said("PRF119", run) is not None
-
-
 def test_only_pairs_told_apart_the_wrong_way_round_ask_which_answer_is_chosen():
     wrong, alike = said("PRF119", preference(noisy(0.2, 0.2), noisy(-1, -1))), preference(noisy(0.5, 0.5), noisy(0, 0))
     assert wrong.action.startswith("See which answer the trainer takes as chosen")
@@ -60,18 +54,6 @@ def test_only_pairs_told_apart_the_wrong_way_round_ask_which_answer_is_chosen():
 
 def story(run):
     return story_parts(run, detect(run).told, TrainSummary(rows=N))
-
-
-def test_the_story_says_that_preferences_are_told_apart_or_that_it_cannot_tell():
-    apart = preference(noisy(0.5, 0.9), noisy(0, 2.0, sigma=0.1))
-    assert story(apart)[0].says.startswith(
-        "tells chosen from rejected: reward accuracy 80% (+/- 2%), margin 1.52 (+/- "
-    )
-    rng = random.Random(1)  # noqa: S311  # seeded on purpose
-    dark = preference([float(rng.random() < 0.5) for _ in range(N)], noisy(0.4, 0.4, sigma=2.0, seed=5))
-    assert story(dark)[0].says.startswith("cannot tell whether it learns the preferences: reward accuracy ")
-    few = facts("preference", rewards__accuracies=[0.5] * 5, rewards__margins=[0.1] * 5)
-    assert "too few rows with their rewards" in story(few)[0].says
 
 
 @every(
@@ -93,15 +75,6 @@ def test_pairs_told_apart_in_training_alone_are_told_so(held_out, pairs, where, 
     assert part.says.startswith(f"tells chosen from rejected{where}: reward accuracy 80% (+/- 2%), margin 1.52")
     assert part.says.endswith(f" in the second half{told}")
     assert part.doubt is bool(where)
-
-
-def test_kto_logs_no_accuracy_and_its_margin_decides():
-    """Its batches may hold chosen or rejected answers only, so the margin may be that of two columns."""
-    apart = facts("preference", rewards__chosen=noisy(0, 2, sigma=0.0), rewards__rejected=noisy(0, -2, sigma=0.0))
-    assert story(apart)[0].says.startswith("tells chosen from rejected: margin 3.0")
-    noise = facts("preference", rewards__margins=noisy(0, 0, sigma=1.0))
-    assert "no reward accuracy was logged, and the margin is" in reason("PRF119", noise)
-    assert story(noise)[0].says.startswith("cannot tell whether it learns the preferences: margin ")
 
 
 # --- ties and both answers ----------------------------------------------------------------------------------------
@@ -138,9 +111,6 @@ def test_both_answers_that_lose_probability_while_the_margin_grows_are_said_in_o
     assert said("PRF120", both((-100, -200), (-300, -100))).message.startswith("The chosen answers lose probability")
     flat = said("PRF120", both((-100, -200), (-100, -300), margin=(1, 1))).message
     assert flat.startswith("Both answers lose probability: log")
-
-
-# --- RL ----------------------------------------------------------------------------------------------------------
 
 
 # --- saturation --------------------------------------------------------------------------------------------------

@@ -6,17 +6,13 @@ import math
 
 import msgspec
 import pytest
-from log_runs import FALL, NAN, changed, evaluation, line, run, said, with_history
+from log_runs import FALL, NAN, changed, evaluation, run, said, with_history
 from tables import every
 
-from gradience.rules.log import detect
 from gradience.rules.log.facts import HeldOutCurve
 from gradience.schema import ConfigSnapshot
 from gradience.schema.reports import BadLine
 from gradience.telemetry.series import LogRecord
-
-# --- gradients and numbers ---------------------------------------------------------------------------------------
-
 
 # --- how the log was written, and what it holds besides ----------------------------------------------------------
 
@@ -74,23 +70,6 @@ def test_of_no_tokens_no_share_is_supervised():
     assert found.message == "the batches have 0 tokens a row; the check announced 9"
 
 
-@pytest.mark.parametrize(("rows", "speaks"), [(31, False), (32, True)])
-def test_an_end_token_is_missed_from_32_rows_on(rows, speaks):
-    data = {"rows": rows, "tokens": 100, "supervised": 50, "rows_with_end": 0, "rows_unsupervised": 0}
-    found = said("DAT307", run(FALL, data=data))
-    if speaks:
-        assert found.message == "in none of 32 rows of the batches is the model's end token supervised"
-    else:
-        assert found == "31 rows were seen; it needs 32"
-
-
-def test_of_two_stretches_without_a_rate_the_longer_is_named():
-    rates = [0.0 if 10 <= row < 14 or 30 <= row < 35 else 2e-4 for row in range(60)]
-    found = said("LRS109", run(FALL, rates=rates))
-    assert found.values == {"rows": 5, "step": 31, "throughout": False}
-    assert found.message == "The learning rate is 0 in 5 rows from step 31 on: nothing is learnt there."
-
-
 @pytest.mark.parametrize(("losses", "noise"), [([1.0, 2.0, 1.0, 2.0, 1.0], 0.6053 * 2.0), ([1.0, 2.0, 1.0, 2.0], 0.0)])
 def test_five_evaluations_show_their_own_noise(losses, noise):
     assert HeldOutCurve("eval", [], [1, 2, 3, 4, 5], losses).noise == pytest.approx(noise)
@@ -109,27 +88,6 @@ def test_an_evaluation_without_a_finite_loss_over_nothing_is_left_out():
     events = [evaluation(step, loss) for step, loss in enumerate((1.0, "NaN", None, 0.0, -1.0, 0.5), 1)]
     (curve,) = with_history(*events).curves
     assert (curve.steps, curve.losses) == ([1, 6], [1.0, 0.5])
-
-
-def test_a_burst_is_named_with_its_first_row_and_not_its_highest():
-    norms = [{40: 8.0, 41: 9.0, 42: 10.0, 50: 300.0}.get(row, 1.0) for row in range(60)]
-    found = said("GRD107", run(FALL, norms=norms))
-    assert found.message == "The gradient norm jumps to 8 at step 41, from 1, and stays high for 3 rows."
-    assert found.values == {"step": 41, "norm": 8.0, "usual": 1.0, "longest": 3}
-    halved = [{**dict.fromkeys(range(36, 40), 1.5), 40: 9.5, 41: 12.0, 42: 14.0}.get(row, 1.0) for row in range(60)]
-    assert said("GRD107", run(FALL, norms=halved)).values["usual"] == 1.25  # of eight rows, four of which are higher
-
-
-def test_batches_unlike_those_announced_are_said_with_both_numbers():
-    announced = {"supervised_share": 0.58, "tokens_per_sequence": 134.0}
-    found = detect(run(FALL, data={"rows": 64, "tokens": 6400, "supervised": 3000, "announced": announced})).findings
-    assert [(item.message, item.values) for item in found if item.id == "DAT321"] == [
-        (
-            "47% of the batches' tokens are supervised; the check announced 58%",
-            {"seen": 0.46875, "announced": 0.58},
-        ),
-        ("the batches have 100 tokens a row; the check announced 134", {"seen": 100.0, "announced": 134.0}),
-    ]
 
 
 @every(
@@ -161,28 +119,6 @@ def test_one_torn_line_is_no_fault_and_one_among_others_is(torn, total, severity
     found = said("TRN115", run(FALL, issues=issues, issues_total=total))
     assert (found.severity, found.message, found.values) == (severity, message, {"lines": total})
     assert found.evidence[0].says == "line 3, byte 9: r0"
-
-
-@every(
-    ("status", "rates", "says"),
-    [
-        ("ok", [4.9e-5] * 20, "The largest learning rate logged is 4.9e-05; 0.0001 is configured."),
-        ("ok", [5e-5] * 20, None),
-        ("ok", line(20, 1e-6, 4.9e-5), None),  # it ended inside its warm-up
-        ("no_run_end", line(20, 1e-6, 4.9e-5), None),  # perhaps still warming up
-        (
-            "no_run_end",
-            [*line(20, 1e-6, 4.9e-5), 4.8e-5],
-            "The largest learning rate logged is 4.9e-05; 0.0001 is configured.",
-        ),
-    ],
-)
-def test_a_rate_that_still_rises_may_reach_its_peak_yet(status, rates, says):
-    found = said(
-        "LRS109", changed(run([2.0 - 0.01 * n for n in range(len(rates))], rates=rates, lr=1e-4), status=status)
-    )
-    assert (found and found.message) == says
-    assert found is None or (found.confidence, found.values) == (0.8, {"peak": 4.9e-5, "configured": 1e-4})
 
 
 @every(

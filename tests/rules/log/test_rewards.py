@@ -6,14 +6,13 @@ import random
 from itertools import chain
 
 import pytest
-from log_runs import changed, facts_of, finding, logged_rows, reason as why
-from msgspec.structs import replace as replace_struct
+from log_runs import facts_of, finding, logged_rows, reason as why
 from tables import every
 
 from gradience.rules.log import detect, rewards
 from gradience.rules.log.facts import Signal
 from gradience.rules.log.story import story_parts
-from gradience.schema import ConfigSnapshot, LoraSnapshot, OptimizerSnapshot, TrainingSnapshot
+from gradience.schema import ConfigSnapshot, OptimizerSnapshot, TrainingSnapshot
 from gradience.schema.reports import TrainSummary
 from gradience.telemetry import signals
 
@@ -67,30 +66,6 @@ def test_each_column_that_a_rule_asks_for_is_kept_in_a_summary():
 # --- the reward ----------------------------------------------------------------------------------------------------
 
 
-@every(
-    ("values", "how"),
-    [
-        (line(0.0, 1.0, sigma=0.05), "rises"),
-        (line(1.0, 0.0, sigma=0.05), "falls"),
-        ([1.0] * N, "flat"),
-        (line(0.0, 0.0, sigma=1.0), "unknown"),
-        ([-3.7] * 6 + [0.1, 4.0, -4.0, 0.2, 3.0, -2.0] * 3 + [-1.1, 2.0, -3.0, 1.0, -2.0, 3.0], "unknown"),
-        ([0.1, 0.2, 0.3, 0.4, 0.5, 0.6], "rises"),  # six rows in order: p = 1/720
-        ([0.1, 0.3, 0.2, 0.4, 0.6, 0.5], "unknown"),  # thirteen pairs of fifteen: p = 0.028
-        ([0.6, 0.5, 0.4, 0.3, 0.2, 0.1], "falls"),
-        ([1.0, 1.0, 1.0], "flat"),
-        ([1.0, 1.0, 1.1], "unknown"),
-    ],
-)
-def test_how_a_reward_changes(values, how):
-    assert rewards.change_of(values).how == how
-
-
-def test_a_change_is_of_fifths_and_of_two_rows_in_short_logs():
-    assert rewards.change_of(line(0.0, 29.0))[1:] == (2.5, 26.5, 0.0, 6)
-    assert rewards.change_of([1.0, 3.0, 5.0, 9.0])[1:3] == (2.0, 7.0)
-
-
 def test_the_story_says_cannot_tell_of_noise_and_never_that_it_learns():
     says = story({"reward": line(0.0, 0.0, sigma=5.0), "reward_std": [5.0] * N})
     assert says[0].startswith("cannot tell whether the reward rises: ")
@@ -103,31 +78,11 @@ def test_the_story_says_that_the_reward_rises_under_each_name(name):
     assert story({name: line(0.0, 1.0)})[0] == "the reward rises: 0.08621 -> 0.9138 (medians of 6 rows)"
 
 
-def test_where_a_finding_says_that_the_reward_fell_the_story_only_has_its_levels():
-    says = story({"reward": line(1.0, 0.0)})
-    assert says[0] == "the reward fell from 0.9138 around step 4"
-    assert says[1] == "reward 0.9138 -> 0.08621 (medians of 6 rows)"
-
-
 def test_equal_groups_say_why_a_reward_does_not_rise():
     flat = {"reward": [1.0] * N}
     assert said("RWD122", flat).severity == "info"
     assert said("RWD122", {**flat, "frac_reward_zero_std": [0.95] * N}) is None
     assert said("RWD122", {**flat, "frac_reward_zero_std": [0.85] * N}).severity == "info"
-
-
-def test_a_function_falls_at_the_cost_of_nothing_where_no_other_and_no_reward_rises():
-    falls = {"rewards/a/mean": [0.9] * 10 + [0.3] * 20, "rewards/b/mean": [0.5] * 30, "reward": [0.5] * 30}
-    assert said("RWC199", {**falls, "rewards/b/mean": [0.1] * 10 + [0.7] * 20}).values["name"] == "a"
-    moving = {**falls, "rewards/b/mean": [0.5, 0.51] * 15}
-    assert said("RWC199", moving) is None
-
-
-def test_a_factor_leaves_the_sign_of_the_reward_and_a_reward_that_turns_is_not_rescaled():
-    scaled = {"reward": [-0.5] * 10 + [-1.5] * 10, "reward_std": [0.2] * 10 + [0.6] * 10}
-    assert said("RWS143", scaled).values == {"step": 11, "factor": pytest.approx(3.0)}
-    assert said("RWS143", {**scaled, "reward": [-0.5] * 10 + [1.5] * 10}) is None
-    assert reason("RWD122", scaled) == "the reward changes its scale at step 11 (RWS143)"
 
 
 def test_rewards_that_are_no_numbers_are_said_from_the_first_on():
@@ -143,33 +98,6 @@ def test_rewards_that_are_no_numbers_are_said_from_the_first_on():
 def test_a_trainer_that_may_log_no_reward_is_not_judged_for_it():
     assert reason("RWN139", {"response_length/mean": [9.0] * 20}) == "the trainer may log no reward"
     assert said("RWN139", {"response_length/mean": [9.0] * 20, "critic/rewards/mean": []}).severity == "error"
-
-
-# --- groups --------------------------------------------------------------------------------------------------------
-
-
-@every(
-    ("columns", "share"),
-    [
-        ({"frac_reward_zero_std": ends(0.0, 0.5)}, 0.5),
-        ({"frac_reward_zero_std": ends(0.0, 0.49)}, None),
-        ({"reward_std": ends(1.0, 0.0)}, 1.0),
-        ({"reward_std": [1e-6] * N}, None),
-        ({"group_reward_std": [0.0] * N}, 1.0),
-        ({"critic/rewards/max": [1.0] * N, "critic/rewards/min": [1.0] * N}, 1.0),
-        ({"critic/rewards/max": [1.0] * N, "critic/rewards/min": [0.0] * N}, None),
-    ],
-)
-def test_equal_rewards_are_found_by_what_the_trainer_logs(columns, share):
-    found = said("ZVR123", columns)
-    assert (found and found.values["share"]) == share
-
-
-def test_equal_rewards_name_their_one_value():
-    found = said("ZVR123", {"frac_reward_zero_std": [1.0] * N, "reward": [0.0] * N})
-    assert "100% of the groups have equal rewards, all 0: they teach nothing" in found.message
-    other = said("ZVR123", {"frac_reward_zero_std": [1.0] * N, "reward": line(0.0, 1.0)})
-    assert "equal rewards: they" in other.message
 
 
 # --- entropy, KL, clipping -----------------------------------------------------------------------------------------
@@ -244,33 +172,3 @@ def test_a_reward_that_rises_with_the_length_is_told_with_it():
     level = said("LEN136", {**grown, "reward": [0.5, 0.499, 0.501] * 10})  # neither rises nor begins below its end
     assert (level.severity, "did not rise" in level.message) == ("warning", True)
     assert "completions grew from 10 to 20 tokens while the reward rose" in story({**grown, "reward": line(0.0, 1.0)})
-
-
-# --- the rate ------------------------------------------------------------------------------------------------------
-
-
-@every(
-    ("more", "is_said"),
-    [
-        ({"rate": 0.1, "optimizer": "sgd"}, False),
-        ({"rate": 0.1, "optimizer": "adamw_torch"}, True),
-        ({"rate": 0.1, "kind": "preference"}, True),
-        ({"rate": 0.1, "kind": "sft"}, False),
-    ],
-)
-def test_a_rate_over_any_published_one_is_said_of_rl_and_preferences(more, is_said):
-    assert (said("RAT141", {"reward": line(0.0, 1.0)}, **more) is not None) == is_said
-
-
-def test_the_rate_of_an_adapter_is_named_once():
-    facts = run({"reward": line(0.0, 1.0)}, rate=0.1)
-    adapted = changed(facts, config=replace_struct(facts.config, lora=LoraSnapshot(r=8)))
-    assert {f.id for f in detect(adapted)[0]} & {"RAT141", "LRS109"} == {"LRS109"}
-    assert {f.id for f in detect(facts)[0]} & {"RAT141", "LRS109"} == {"RAT141"}
-
-
-def test_where_the_loss_diverged_that_finding_names_the_rate():
-    columns = {"rewards/margins": line(0.0, 1.0)}
-    diverged = {"kind": "preference", "rate": 0.1, "losses": [*[0.7] * 10, *line(1.0, 9.0, n=N - 10)]}
-    assert "learning rate of 0.1" in said("DIV104", columns, **diverged).message
-    assert said("RAT141", columns, **diverged) is None

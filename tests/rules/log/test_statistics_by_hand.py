@@ -8,18 +8,7 @@ import random
 import pytest
 from tables import every
 
-from gradience.rules.log.statistics import (
-    Bar,
-    bounded,
-    curve_of,
-    excesses,
-    falls_with_logarithm,
-    levels_error,
-    mann_kendall,
-    noise,
-    spread,
-    trend_of,
-)
+from gradience.rules.log.statistics import Bar, bounded, curve_of, excesses, levels_error, mann_kendall, noise, spread
 
 
 def test_the_order_of_forty_values_is_counted_and_of_more_approached():
@@ -79,10 +68,6 @@ def test_small_values_are_put_at_the_least_whose_square_is_one():
     assert bounded([-1e-200, 1.0]) == [-1e-100, 1.0]
 
 
-def test_rows_that_rise_as_often_as_they_fall_have_even_odds():
-    assert mann_kendall([*range(21), *range(19, -1, -1)]) == 0.5
-
-
 def test_spikes_of_a_long_series_are_found_once_each_also_behind_a_step_down():
     """Blocks of 64 rows: one ends at 10, the next is at 1."""
     values = [10.0] * 64_000 + [1.0] * 67_072
@@ -92,13 +77,6 @@ def test_spikes_of_a_long_series_are_found_once_each_also_behind_a_step_down():
     assert found == [(64_060, pytest.approx(20.0)), (100_000, pytest.approx(20.0)), (120_000, pytest.approx(20.0))]
     by_logarithm = excesses(curve_of(values), Bar(6.0, 0.05, logarithmic=True))
     assert [row for row, _ in by_logarithm] == [64_060, 100_000, 120_000]
-
-
-def test_a_fall_along_the_logarithm_is_looked_for_from_nine_rows_on():
-    values = [4.0, 2.0, 1.5, 1.2, 1.3, 1.1, 1.15, 1.05, 1.0]
-    straight, curved = mann_kendall(values), falls_with_logarithm(values)
-    assert trend_of(values).p == 2 * min(straight, curved)
-    assert trend_of(values[:8]).p == mann_kendall(values[:8])
 
 
 @pytest.mark.parametrize("values", [[], [1.0]])

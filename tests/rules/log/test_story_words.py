@@ -7,7 +7,7 @@ from functools import cache
 from typing import get_args
 
 import pytest
-from log_runs import ENTRIES, FALL, FED, NAN, Entry, changed, evaluation, line, run, said, with_history
+from log_runs import ENTRIES, FALL, FED, Entry, changed, evaluation, line, run, said, with_history
 from msgspec.structs import replace
 from tables import every
 
@@ -136,26 +136,6 @@ def test_the_rank_of_an_audited_adapter_is_that_of_all_its_modules(modules, conf
 # --- rows that are not finite ------------------------------------------------------------------------------------
 
 
-def test_losses_that_are_not_finite_are_no_level_before_a_zero():
-    before = [*[2.0] * 12, *[0.04] * 3, *[math.inf] * 5]
-    found = said("NUM102", run([*before, 0.0, 0.0], norms=[1.0] * 20 + [NAN] * 2))
-    assert (found.severity, found.values["loss_before"]) == ("info", 0.04)
-
-
-@pytest.mark.parametrize(
-    ("early", "there", "severity"),
-    [
-        ([2.0, NAN, 2.0, NAN, NAN, 2.0], [0.001] * 6, "info"),
-        ([2.0] * 6, [0.001, NAN, NAN, NAN, 0.001, 0.001], "info"),
-        ([2.0, NAN, 2.0, NAN, NAN, 2.0], [1.0] * 6, "warning"),
-    ],
-)
-def test_losses_that_are_not_finite_do_not_decide_whether_it_is_fitted(early, there, severity):
-    losses = [*early, *line(24, 2.0, 1.0), *there, *[1.0] * 24]
-    norms = [1e-6 if 30 <= row < 36 else 1.0 for row in range(60)]
-    assert said("GRD108", run(losses, norms=norms)).severity == severity
-
-
 @pytest.mark.parametrize(
     ("dtype", "bad", "found"), [("float16", (30, 40), False), ("float16", (30,), True), ("bfloat16", (30, 40), True)]
 )
@@ -165,11 +145,6 @@ def test_several_single_steps_under_fp16_are_skipped_ones_and_hide_no_nan(dtype,
     assert (said("NUM102", run(losses, norms=norms, training={"dtype": dtype})) is not None) is found
 
 
-def test_a_run_that_diverged_has_its_highest_rate_where_it_was_logged():
-    assert said("DIV104", run([1.0] * 16 + [3.0] * 4, rates=[])).values["peak_rate"] is None
-    assert said("DIV104", run([1.0] * 16 + [3.0] * 4)).values["peak_rate"] == 2e-4
-
-
 def test_findings_are_told_by_their_place_and_within_it_in_the_order_of_the_rules():
     findings = [told_of(rule.id, "warning") for rule in DETECTORS[::-1]]
     told = [part.finding for part in story_parts(run(FALL), findings, TrainSummary(rows=60)) if part.finding]
@@ -177,13 +152,6 @@ def test_findings_are_told_by_their_place_and_within_it_in_the_order_of_the_rule
     expected = sorted(DETECTORS, key=lambda rule: places.index(rule.place))
     assert told == [rule.id for rule in expected]
     assert told[:4] == ["NUM102", "NUM101", "ORD186", "DIV104"]
-
-
-@every("rule", DETECTORS, ids=lambda rule: rule.id)
-def test_what_is_only_info_is_told_if_its_rule_says_so(rule):
-    parts = story_parts(run(FALL), [told_of(rule.id, "info")], TrainSummary(rows=60))
-    told = [part.finding for part in parts if part.finding]
-    assert told == ([rule.id] if ENTRIES.get(rule.id, Entry()).told_as_info else [])
 
 
 def norms(usual, **peaks):

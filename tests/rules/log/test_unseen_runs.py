@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import random
 from typing import Any
 
 from log_runs import evaluation, facts_of, finding as said, logged_rows
@@ -91,18 +90,6 @@ def test_it_learns_unless_held_out_data_say_that_it_does_not(losses, metrics, be
     assert told(run(FALL, evals(losses, step=20, **metrics))).startswith(f"{begins}; ")
 
 
-@every(
-    ("losses", "step", "begins"),
-    [
-        ([3.0, 2.0, 1.0], 3, "learns"),
-        ([11.3, 11.0, 10.1], 100, "no training loss was logged"),  # a uniform guess over 30,000 tokens is 10.3
-        ([11.3, 11.0, 9.9], 100, "learns"),
-    ],
-)
-def test_held_out_losses_alone_show_learning_below_a_uniform_guess(losses, step, begins):
-    assert told(run([], evals(losses, step=step))).startswith(begins)
-
-
 # --- held-out loss that rises while the training loss does not fall --------------------------------------------------
 
 STILL = [1.0, 1.06, 0.98, 1.02] * 3
@@ -149,23 +136,6 @@ def test_zeros_that_losses_over_0_follow_are_no_masked_nan(after, severity):
     assert found.severity == severity
 
 
-@every(
-    ("low", "elsewhere", "found"),
-    [
-        (7, 20, False),  # single norms of 0 all along
-        (7, 6, True),  # most of them are in one stretch
-        (12, 20, True),  # a fifth of the rows
-    ],
-)
-def test_norms_of_0_all_along_are_not_a_gradient_that_vanished(low, elsewhere, found):
-    grads = [1.0] * 60
-    grads[20 : 20 + low] = [0.0] * low
-    places = [*range(0, 18, 2), *range(34, 60, 2)][:elsewhere]
-    for place in places:
-        grads[place] = 0.0
-    assert (said("GRD108", run(FALL, grads=grads)) is not None) is found
-
-
 # --- RL -------------------------------------------------------------------------------------------------------------
 
 RL: dict[str, Any] = {"extras": {"trainer": "rl"}}
@@ -187,20 +157,6 @@ def test_the_story_and_the_cell_of_a_reward_are_of_the_same_rows(rows):
     assert (change.first, change.last, change.rows) == (first, last, width)
 
 
-@every(("noise", "found"), [(0.02, True), (1.0, False)])
-def test_lengths_change_by_more_than_they_scatter(noise, found):
-    generator = random.Random(7)  # noqa: S311  # a fixed series
-    values = [100.0, 90.0, 110.0, *[240.0 * math.exp(generator.gauss(0.0, noise)) for _ in range(37)]]
-    steps = list(range(1, 41))
-    facts = run(
-        [0.01] * 40,
-        training=RL,
-        signals={"completions/mean_length": Signal(steps, values)},
-        logged=frozenset({"completions/mean_length"}),
-    )
-    assert (said("LEN136", facts) is not None) is found
-
-
 # --- what the log cannot show ---------------------------------------------------------------------------------------
 
 
@@ -216,18 +172,6 @@ def test_a_run_of_one_row_ended_inside_the_warm_up_of_its_settings(steps, warmup
     training = {"max_steps": steps, "warmup_steps": warmup}
     facts = run([26.0], steps=[8], rates=[3e-6], training=training, lr=4e-5, last_step=steps)
     assert (said("LRS133", facts) is not None) is found
-
-
-@every(("late", "found"), [(1.98, True), (1.90, False)])
-def test_a_loss_that_fell_mostly_since_a_step_did_not_stop_falling_there(late, found):
-    losses = [*[2.2] * 6, *[2.0 - (2.0 - late) * i / 53 for i in range(54)]]
-    assert (said("PLT105", run(losses)) is not None) is found
-
-
-@every(("last", "found"), [(0.021, True), (0.019, False)])
-def test_a_held_out_loss_near_0_no_longer_improves(last, found):
-    history = evals([0.033, 0.03, 0.027, 0.024, last], step=12)
-    assert (said("UND126", run(FALL, history)) is not None) is found
 
 
 # --- advice ---------------------------------------------------------------------------------------------------------
@@ -286,8 +230,6 @@ def test_the_leading_cause_of_a_run_is_answered_with_what_to_do(facts, cause, te
 
 
 # --- a number that is dead, flat or exploded gets a clause ------------------------------------------------------------
-
-LN2 = math.log(2.0)
 HUGE = [90.0, 41000.0, 800.0] * 20
 COLLAPSED = [0.74, 0.72, 0.75, 0.73] * 5 + [0.6914, 0.6953] * 40
 

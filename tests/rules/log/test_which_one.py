@@ -5,7 +5,6 @@ from __future__ import annotations
 from log_runs import FALL, line, run, said
 
 from gradience.rules.log import statistics
-from gradience.rules.log.recorded import everything_masked
 from gradience.rules.log.story import story_parts
 from gradience.schema.document import Finding
 from gradience.schema.reports import TrainSummary
@@ -27,36 +26,6 @@ def test_what_is_grave_enough_to_be_told_and_denies_it_leaves_no_room_for_learni
         for rule in ("NUM101", "NUM102", "DIV104", "NOL106")
         for severity in ("warning", "error", "critical")
     } | {("NOL106", "info")}
-
-
-def test_a_late_rise_is_measured_from_the_lower_start_and_its_loss_from_the_first_row():
-    """One high first row: the median of the first three is the start, and what was learnt is counted from the first."""
-    for end, answer in (
-        (2.5, ("error", "around step 30; it ended above its start and did not recover.")),
-        (1.98, None),  # 49 % of the way back to the first row
-        (2.0, None),
-        (2.01, ("error", "around step 30; it ended above its start and did not recover.")),
-    ):
-        losses = [3.0, 2.0, 2.0, *line(27, 2.0, 1.0), *[1.0] * 10, *line(5, 1.0, end), *[end] * 15]
-        found = said("DIV104", run(losses))
-        assert (found and (found.severity, found.message.partition("at the end, 1 ")[2])) == answer, end
-
-
-def test_of_two_things_that_are_wrong_with_a_rate_or_a_norm_the_graver_is_told():
-    found = said("LRS109", run(FALL, rates=0.0, lr=1e-4))  # 0 throughout, and never near its peak
-    assert found.values == {"rows": 60, "step": 1, "throughout": True}
-    falls_short = [1e-6 if row % 20 else 0.0 for row in range(60)]
-    assert said("LRS109", run(FALL, rates=falls_short, lr=1e-4)).values == {"peak": 1e-6, "configured": 1e-4}
-    stands = [*line(20, 1e-6, 2e-6), *[0.0] * 10, *[2e-6] * 30]
-    assert said("LRS109", run(FALL, rates=stands, lr=1e-4)).values == {"rows": 10, "step": 21, "throughout": False}
-    jumps = [20.0 if row in {40, 41, 42} else 1.0 + 0.01 * (row % 3) for row in range(60)]
-    clipped = run(FALL, norms=jumps, training={"max_grad_norm": 0.5})
-    assert said("GRD107", clipped).message.startswith(
-        "The gradient norm grows to over 10 x its earlier level from step"
-    )
-    jumps = [9.0 if norm == 20.0 else norm for norm in jumps]
-    clipped = run(FALL, norms=jumps, training={"max_grad_norm": 0.5})
-    assert said("GRD107", clipped).message.startswith("The gradient norm jumps to 9 at step 41, from 1.01")
 
 
 def test_of_too_many_rows_that_stand_out_the_highest_are_looked_at(monkeypatch):
@@ -85,19 +54,6 @@ def test_rows_of_a_long_log_stand_out_as_those_of_a_short_one(monkeypatch):
         assert statistics.excesses(curve, bar) == one_by_one
         assert [row for row, _ in one_by_one][-3:] == [70, 90, 119]
         assert 30 in dict(one_by_one)
-
-
-def test_everything_is_masked_only_if_each_row_and_the_sum_say_so():
-    for rows, unsupervised, supervised, masked in (
-        (4, 4, 0, True),
-        (4, 3, 0, False),
-        (4, 4, 1, False),
-        (0, 0, 0, False),
-        (4, 4, None, False),
-        (None, 4, 0, False),
-    ):
-        data = {"rows": rows, "rows_unsupervised": unsupervised, "supervised": supervised}
-        assert everything_masked(run(FALL, data=data)) is masked, data
 
 
 def test_what_is_lost_again_below_the_start_is_told_from_twenty_rows_on():

@@ -311,7 +311,12 @@ def test_what_was_given_is_judged():
     assert "BAS218" in reasons(no_update)  # nothing lost
 
 
-def test_a_size_without_a_base_is_the_less_sure_the_smaller_it_is():
+def test_beside_its_base_intruders_are_a_second_witness_of_the_size():
+    verdict = health([module()], relative_frobenius=29.0)
+    bases = [beside(relative_frobenius=29.0, intruder_total=n) for n in (None, 0, 4)]
+    findings = [found(sized(1.0, base=base, health=verdict))["SIZ215"] for base in bases]
+    assert [(f.severity, f.confidence) for f in findings] == [("error", 0.9), ("error", 0.9), ("error", 0.97)]
+    assert "4 intruder dimensions" in findings[2].evidence[1].says
     assert [found(sized(size))["SIZ215"].confidence for size in (3.1, 3.0)] == [0.6, 0.5]
 
 

@@ -3,8 +3,10 @@
 To add a format, write a module that ends in a `Format` record (what it matches, how it is read, what it keeps where).
 Put the record into `FORMATS` before any other that would match its files too.
 
-This module also opens files other than safetensors, and never runs code in them. NumPy archives are read as paths to
-arrays and never unpickled. A torch `.bin` is loaded by torch itself, for tensors only; torch is imported only then.
+This module also opens files other than safetensors, and never runs code in them. NumPy archives and HDF5 files, which
+JAX and Keras programs save, are read as paths to arrays and never unpickled. An Orbax checkpoint, and a Keras file with
+LoRA already merged, are recognised and refused with advice. A torch `.bin` is loaded by torch itself, for tensors only;
+torch is imported only then.
 """
 
 from __future__ import annotations
@@ -24,7 +26,10 @@ from gradience.errors import AdapterError
 from gradience.io.reading import is_zip, open_regular, refuse_compressed
 from gradience.io.safetensors import DTYPES, SafetensorsFile, TensorInfo, TensorSource, refuse_bad_name
 
-NUMPY: Final = ".npz"
+SUFFIXES: Final = frozenset({".npz", ".h5", ".hdf5"})
+_IN_MEMORY: Final = "restore it in the program that saved it, and call gradience.audit_pytree(params)"
+_ORBAX: Final = ("_CHECKPOINT_METADATA", "manifest.ocdbt", "_METADATA")
+
 _SAVE_AGAIN: Final = "save the adapter again with safe_serialization=True"
 _LFS: Final = b"version https://git-lfs"
 _NAMES: Final = {f"torch.{kind}": name for name, kind in DTYPES.items()}
@@ -33,6 +38,16 @@ FORMATS: Final[tuple[Format, ...]] = (MLX, TORCHTUNE, KOHYA, PEFT, DIFFUSERS, ML
 """The first format that matches reads the files. PEFT is before diffusers, whose names are PEFT's under a prefix."""
 
 _PICKLED: Final = frozenset({".bin", ".pt", ".pth"})
+
+
+def orbax_advice(folder: Path) -> str | None:
+    """The advice for a folder that Orbax wrote; None for any other folder.
+
+    >>> orbax_advice(Path("/"))
+    """
+    if not any((folder / name).is_file() for name in _ORBAX):
+        return None
+    return f"it is an Orbax checkpoint: {_IN_MEMORY}"
 
 
 def distributed_advice(folder: Path, *, config: str = "") -> str | None:
@@ -55,11 +70,15 @@ def distributed_advice(folder: Path, *, config: str = "") -> str | None:
 
 
 def read_archive(path: Path) -> dict[str, Array]:
-    """Return the arrays of an `.npz` file by their paths, with `/` replaced by `.`.
+    """Return the arrays of an `.npz` or HDF5 file by their paths, with `/` replaced by `.`.
 
     Raises:
-        AdapterError: the file is damaged, holds objects, or is too large.
+        AdapterError: the file is damaged, holds objects, or is too large; for HDF5 also if h5py is not installed.
     """
+    return _npz(path) if path.suffix == ".npz" else _h5(path)
+
+
+def _npz(path: Path) -> dict[str, Array]:
     try:
         with open_regular(path) as file, zipfile.ZipFile(file) as members:
             # np.load unpacks a whole member, and a compressed one may grow to any size.
@@ -70,6 +89,30 @@ def read_archive(path: Path) -> dict[str, Array]:
     except Exception as error:  # zlib, struct and zipfile have errors of their own
         raise AdapterError(f"{path} is not a readable NumPy archive: {error}", advice="save it again") from error
     raise AdapterError(f"{path}: {large[0]} is larger than {8 * MOST_ELEMENTS} bytes, the limit")
+
+
+def _h5(path: Path) -> dict[str, Array]:
+    try:
+        import h5py  # an optional dependency
+    except ModuleNotFoundError:
+        raise AdapterError(f"{path} is an HDF5 file, which needs h5py", advice="pip install h5py") from None
+    arrays: dict[str, Array] = {}
+
+    def take(name: str, item: Any) -> None:
+        if isinstance(item, h5py.Dataset) and item.size <= MOST_ELEMENTS:
+            arrays[name.replace("/", ".")] = np.asarray(item)
+
+    try:
+        with h5py.File(path, "r") as file:
+            file.visititems(take)
+    except Exception as error:  # h5py raises RuntimeError, KeyError and more of a damaged file
+        raise AdapterError(f"{path} is not a readable HDF5 file: {error}", advice="save it again") from error
+    if not any("lora" in name for name in arrays):
+        raise AdapterError(
+            f"{path} holds {len(arrays)} arrays and no LoRA factors: Keras merges them into the kernels as it saves",
+            advice="call gradience.audit_pytree(model) before, or KerasHub's save_lora_weights('x.lora.h5')",
+        )
+    return arrays
 
 
 class TorchFile:
@@ -162,9 +205,9 @@ def open_weights(path: Path) -> TensorSource:
     """
     if path.suffix in _PICKLED:
         return TorchFile(path)
-    if path.suffix == NUMPY:
+    if path.suffix in SUFFIXES:
         raise AdapterError(
-            f"{path} is a NumPy archive, which only audit reads",
+            f"{path} holds arrays as JAX and Keras programs save them, which only audit reads",
             advice=f"run: gradience audit {path}",
         )
     return SafetensorsFile(path)

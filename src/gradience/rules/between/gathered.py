@@ -19,6 +19,7 @@ from gradience.base.weights import BaseWeights, find_shards, local_folder
 from gradience.configs.files import read_mapping
 from gradience.errors import AdapterError, ConfigError
 from gradience.folder import Documents
+from gradience.folder.beside import base_of
 from gradience.rules.between import CheckpointFiles, Parts, SavedState
 from gradience.schema import Json
 from gradience.schema.audit import ModuleAudit
@@ -97,11 +98,10 @@ def _lora(documents: Documents) -> LoraSnapshot | None:
 
 def _base_folder(given: Path | None, named: str | None, folder: Path) -> Path | None:
     """The folder of the base that was given, else of the one that the config names, if it is at hand."""
-    places = [given] if given is not None else [Path(named), folder / named] if named else []
-    for place in places:
-        with suppress(AdapterError, OSError, ValueError):
-            found = local_folder(place)
-            return found if found.is_dir() else found.parent
+    place = base_of([named], folder) if given is None else given
+    with suppress(AdapterError, OSError, ValueError):
+        found = None if place is None else local_folder(Path(place))
+        return None if found is None else found if found.is_dir() else found.parent
     return None
 
 

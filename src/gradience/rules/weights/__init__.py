@@ -3,7 +3,8 @@
 The verdicts are: trained, untrained, broken, larger than its base, or like random numbers. The verdict is part of the
 audit's report, and NUM201, TRN202, RND203 and SIZ215 turn it into findings.
 
-The rules beside a base (a 16-bit merge that rounds the update away, a wrong base) need an audit with `--base`. Without one they are listed as not judged.
+The rules beside a base (a 16-bit merge that rounds the update away, a wrong base, intruder dimensions) need an audit
+with `--base`. Without one they are listed as not judged.
 """
 
 from __future__ import annotations

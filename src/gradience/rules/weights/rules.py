@@ -6,6 +6,7 @@ the base model are in `health`.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Final
 
 from gradience.errors import few
@@ -80,7 +81,8 @@ def too_large(report: AuditReport) -> Observation | None:
 
     Why: Such an update may replace what the base model knows. It is no proof: 7 of 39 small models had one and a
         lower held-out loss.
-    Scope: any adapter; sizes without a base are a heuristic
+    Scope: any adapter; intruder dimensions (--intruders) are independent evidence; sizes without a base are a
+        heuristic
     Action: Look at its held-out loss or its outputs before using it; if they are bad, train again with a lower
         learning rate or scaling.
     Verify: Load the adapter and compare its outputs with the base model's.
@@ -91,7 +93,12 @@ def too_large(report: AuditReport) -> Observation | None:
     base = report.base
     if base is None or base.relative_frobenius is None:
         return observe_size(report.summary.update_size)
-    return _of_health(_OVERSIZED, report)
+    observation = _of_health(_OVERSIZED, report)
+    if observation is None or not base.intruder_total:
+        return observation
+    says = f"{base.intruder_total} intruder dimensions in {base.intruder_modules} modules"
+    witness = cite("against the base", says)
+    return replace(observation, confidence=0.97, evidence=(*observation.evidence, witness))
 
 
 def _of_health(verdicts: Verdicts, report: AuditReport) -> Observation | None:

@@ -37,17 +37,18 @@ from gradience.schema.audit import (
     BaseComparison,
     BaseReport,
     CodesSurvival,
+    Intruders,
     LeftoverReason,
     MergeSurvival,
     ModuleAudit,
     NotCompared,
 )
 from gradience.spectral import each_in_threads, one_blas_thread, threads_for
-from gradience.spectral.base import MergeSums, UpdatedWeight, merge_sums
+from gradience.spectral.base import MergeSums, UpdatedWeight, count_below, merge_sums, overlaps
 from gradience.spectral.batch import spectrum_of
 from gradience.spectral.dense import dense_spectrum
 from gradience.spectral.grams import Floats
-from gradience.spectral.krylov import spectral_norm
+from gradience.spectral.krylov import Operator, as_float32, spectral_norm
 from gradience.spectral.update import decomposed
 from gradience.verbs.audit.measured import AdapterNumbers, ModuleNumbers, RowSettings, broken_row, dense_row, module_row
 from gradience.verbs.audit.options import AuditOptions
@@ -56,10 +57,12 @@ from gradience.verbs.audit.tied import on_embedding
 if TYPE_CHECKING:
     from gradience.models.merged import PeftMerge, WeightChange
 
+SHOWN_EPS: Final = (0.3, 0.5, 0.7)
 _CAUSES: Final[Mapping[type[AdapterError], Literal["damaged_codes", "unread_codes"]]] = MappingProxyType(
     {DamagedCodesError: "damaged_codes", UnreadCodesError: "unread_codes"}
 )
 _HALF: Final = 2  # bytes of a 16-bit float
+_LARGEST: Final = float(np.finfo(np.float32).max)
 _SAME_NORM: Final = 1e-5  # relative: cached norms are used only if their Frobenius norm agrees with this weight's
 
 
@@ -178,7 +181,7 @@ def _of_modules(base: _OpenBase, measured: Sequence[ModuleNumbers], progress: Pr
     jobs: list[tuple[Module, ModuleNumbers | None]] = [*zip(adapter.modules, measured, strict=True)]
     jobs += [(module, None) for module in adapter.base_dependent]
     tasks = [partial(_of_module, base, *job) for job in jobs]
-    is_light = all(module.dense is None for module, _ in jobs)
+    is_light = not base.options.intruders and all(module.dense is None for module, _ in jobs)
     results = each_in_threads(tasks, ahead=1) if is_light else (task() for task in tasks)
     outcomes = []
     for place, (module, _) in enumerate(jobs):
@@ -282,6 +285,11 @@ def _beside(base: _OpenBase, module: Module, measured: ModuleNumbers | None, wei
     row = measured.row
     size, frobenius = (math.nan if n is None else float(n) for n in (row.spectral_norm, row.frobenius_norm))
     is_update = 0.0 < size < math.inf
+    counts_intruders = options.intruders and is_update
+    if counts_intruders and not update.fits_float32(size):
+        counts_intruders, note = False, f"{weight.name}: the update is beyond float32, so its intruders are not known"
+    # Intruders are of the output side: a weight that is stored (in, out) is turned for them.
+    is_turned = base.adapter.config.fan_in_fan_out and module.kind != "embedding"
     comparison = BaseComparison(
         weight=weight.name,
         dtype=weight.dtype,
@@ -295,6 +303,7 @@ def _beside(base: _OpenBase, module: Module, measured: ModuleNumbers | None, wei
         held=_held(sums) if _is_plain(module) else None,
         survival=MergeSurvival(dtype=_target(weight.dtype), **_left_of(sums)) if is_update else None,
         in_codes=CodesSurvival(**_left_of(sums.in_codes)) if is_update and sums.in_codes is not None else None,
+        intruders=_intruders(update, weight, options, is_turned=is_turned) if counts_intruders else None,
     )
     row = msgspec.structs.replace(row, base=comparison, **_ratios(size, frobenius, norms))
     return _Outcome(measured._replace(row=row), note=note, cached=cached)
@@ -325,6 +334,25 @@ def _norms_of(cache: NormsCache, weight: Weight, frobenius: float, seed: int) ->
     return _Norms(norms, top.converged, note=note)
 
 
+def _intruders(update: Update, weight: Weight, options: AuditOptions, *, is_turned: bool) -> Intruders:
+    eps = options.intruder_eps
+    base, tuned = update.operators(as_float32(weight.floats()))
+    if is_turned:
+        base, tuned = (x.turned() for x in (base, tuned))
+    every_eps = sorted({eps, *SHOWN_EPS})
+    nearest = overlaps(base, tuned, options.intruder_k, every_eps, seed=options.seed)
+    count, undecided = count_below(nearest, eps)
+    return Intruders(
+        k=len(nearest.lower),
+        eps=eps,
+        count=count,
+        counts={f"{e:g}": count_below(nearest, e)[0] for e in every_eps},
+        undecided=undecided,
+        method="exact" if nearest.exact else "lanczos",
+        converged=nearest.converged,
+    )
+
+
 def _report_of(base: _OpenBase, compared: _Compared, rows: Sequence[ModuleAudit]) -> BaseReport:
     """The comparison of the whole adapter with the base."""
     pairs = [(m, m.base) for m in rows if m.base is not None]
@@ -332,6 +360,7 @@ def _report_of(base: _OpenBase, compared: _Compared, rows: Sequence[ModuleAudit]
     update_norm = math.hypot(*(float(b.update_frobenius_norm) for _, b in pairs))
     base_norm = math.hypot(*(float(b.frobenius_norm) for _, b in pairs))
     survivals = [b.survival for _, b in pairs if b.survival is not None and b.survival.cosine is not None]
+    intruders = [b.intruders for _, b in pairs if b.intruders is not None]
     in_codes = [b.in_codes for _, b in pairs if b.in_codes is not None and b.in_codes.cosine is not None]
     udr = [m.udr for m, _ in pairs if isinstance(m.udr, float)]
     held, held_error = held_of([b for _, b in pairs])
@@ -356,9 +385,20 @@ def _report_of(base: _OpenBase, compared: _Compared, rows: Sequence[ModuleAudit]
         codes=dict(Counter(b.codes for _, b in pairs if b.codes is not None).most_common()),
         in_codes_changed_median=_median(s.changed for s in in_codes),
         in_codes_cosine_median=_median(s.cosine for s in in_codes if s.cosine is not None),
-        method=f"{compared.how}norms by Lanczos, seed {base.options.seed}, to 1e-5",
+        intruder_total=sum(i.count for i in intruders) if intruders else None,
+        intruder_modules=sum(i.count > 0 for i in intruders) if intruders else None,
+        method=f"{compared.how}norms by Lanczos, seed {base.options.seed}, to 1e-5{_way(intruders)}",
         notes=[note for note in notes if note is not None],
     )
+
+
+def _way(intruders: Iterable[Intruders]) -> str:
+    """How the intruders were counted."""
+    return {
+        frozenset({"exact"}): "; intruders by dense SVD",
+        frozenset({"lanczos"}): "; intruders by Lanczos with bounds on every overlap",
+        frozenset({"exact", "lanczos"}): "; intruders by dense SVD of small, bounded Lanczos of large weights",
+    }.get(frozenset(one.method for one in intruders), "")
 
 
 def _held(sums: MergeSums) -> float | None:
@@ -441,6 +481,19 @@ class Update(NamedTuple):
     scale: float
     dense: Array | None = None
     sigma: Floats | None = None
+
+    def fits_float32(self, size: float) -> bool:
+        """Whether `operators` are finite, for an update of that spectral norm, which bounds its entries."""
+        factor = abs(self.scale) * float(np.max(np.abs(self.b), initial=0.0)) if self.dense is None else 0.0
+        return max(size, factor) <= _LARGEST
+
+    def operators(self, w: Array) -> tuple[Operator, Operator]:
+        """W and W + dW as operators, for a weight that `as_float32` has converted."""
+        base = Operator.of(w)
+        if self.dense is not None:
+            return base, Operator.of(as_float32(w + self.dense))
+        left = (self.b.astype(np.float32) * np.float32(self.scale)).astype(np.float32)
+        return base, base.plus(left, self.a)
 
     def merged(self, weight: Weight) -> MergeSums:
         """Sums over the entries of a merge into a weight."""

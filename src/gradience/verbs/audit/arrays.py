@@ -1,4 +1,4 @@
-"""The audit of LoRA factors in memory: arrays by name, or the parameters of a JAX or Flax model."""
+"""The audit of LoRA factors in memory: arrays by name, or the parameters of a JAX, Flax or Keras model."""
 
 from __future__ import annotations
 
@@ -101,28 +101,29 @@ def audit_arrays(
 def audit_pytree(
     params: Any,
     *,
-    scale: Scale = _UNSCALED,
+    scale: Scale | None = None,
     **options: Unpack[ArrayKeywords],
 ) -> AuditReport:
     """Return the audit of the LoRA factors in a model's parameters.
 
-    Factors are found by their names, `lora_a` and `lora_b` with anything around `lora`: those of `flax.nnx.LoRA`, and
-    of most Flax and Tunix adapters.
+    Factors are found by their names, `lora_a` and `lora_b` with anything around `lora`: those of `flax.nnx.LoRA`,
+    Keras' `enable_lora` (`lora_kernel_a`, `lora_embeddings_a`), and most Flax and Tunix adapters.
 
     Args:
-        params: a pytree (dict, FrozenDict, `nnx.State`, `nnx.Module`, a list of either).
-        scale: the factor of A @ B; one for all modules, or by name.
+        params: a pytree (dict, FrozenDict, `nnx.State`, `nnx.Module`, a list of either), or a Keras model or layer.
+        scale: the factor of A @ B; one for all modules, or by name. By default a Keras layer's own, else 1.
         options: those of `audit_arrays`.
 
     Raises:
         AdapterError: there is no pair of factors; the message names the arrays that there are.
     """
-    return audit_arrays(_pairs_in(params), scale=scale, **options)
+    pairs = _pairs_in(params)
+    return audit_arrays(pairs, scale=_keras_scales(params, pairs) if scale is None else scale, **options)
 
 
 def _pairs_in(params: Any) -> dict[str, tuple[Any, Any]]:
     """The pairs of factors among a model's parameters, by module."""
-    leaves = dict(_leaves(params))
+    leaves = dict(_keras(params) if hasattr(params, "variables") and hasattr(params, "get_config") else _leaves(params))
     sides: dict[str, dict[str, Any]] = {}
     for path, leaf in leaves.items():
         if (part := _split(path)) is not None:
@@ -156,6 +157,23 @@ def _leaves(params: Any) -> Iterator[tuple[str, Any]]:
     for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
         names = [str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path]
         yield ".".join(name for name in names if name not in _WRAPPERS), leaf
+
+
+def _keras(model: Any) -> Iterator[tuple[str, Any]]:
+    for variable in model.variables:
+        yield variable.path.replace("/", "."), variable
+
+
+def _keras_scales(model: Any, pairs: Mapping[str, Any]) -> Scale:
+    """Return the scale alpha / rank of each pair whose Keras layer has both; 1 for other pairs."""
+    # Keras has no public name for the layers within layers.
+    layers: Iterable[Any] = getattr(model, "_flatten_layers", tuple)()
+    own = {
+        layer.path.replace("/", "."): layer.lora_alpha / layer.lora_rank
+        for layer in layers
+        if getattr(layer, "lora_rank", None) and getattr(layer, "lora_alpha", None)
+    }
+    return {name: own.get(name.rpartition(".")[0], 1.0) for name in pairs}
 
 
 def _scale(scale: Scale, name: str) -> float:
@@ -238,7 +256,7 @@ def _stored(array: Any) -> tuple[str, tuple[int, ...]]:
 
 
 def open_archive(path: Path) -> OpenAdapter:
-    """The LoRA factors in a NumPy archive (.npz).
+    """The LoRA factors in a NumPy archive (.npz) or an HDF5 file (Keras' .lora.h5).
 
     Raises:
         AdapterError: it cannot be read, or holds no factors.

@@ -6,8 +6,9 @@ from typing import Annotated, TypedDict
 
 from cyclopts import Parameter
 
+from gradience.errors import OptionError
 from gradience.io import PathLike
-from gradience.ranges import LIBRARY_ONLY, SELDOM, Seed, VerbOptions, Whole
+from gradience.ranges import LIBRARY_ONLY, SELDOM, Count, Seed, Share, VerbOptions, Whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +23,12 @@ class AuditOptions(VerbOptions):
         How many singular values per module to put into the JSON.
     base:
         Base model: a folder with safetensors, or organisation/name in the local hub cache. Never downloaded.
+    intruders:
+        With --base, count intruder dimensions (arXiv 2410.21228). Slower.
+    intruder_k:
+        How many leading singular vectors of W + dW to examine.
+    intruder_eps:
+        A vector that overlaps less than this with each singular vector of W is an intruder.
     norms_cache:
         Keep norms of base weights in the user's cache folder until the base's files change.
     optimizer:
@@ -33,9 +40,18 @@ class AuditOptions(VerbOptions):
     suggest_per_layer: bool = False
     top_singular_values: Annotated[Whole, LIBRARY_ONLY] = 0
     base: Path | None = None
+    intruders: bool = False
+    intruder_k: Annotated[Count, LIBRARY_ONLY] = 10
+    intruder_eps: Annotated[Share, LIBRARY_ONLY] = 0.5
     norms_cache: Annotated[bool, SELDOM, Parameter(name="--cache", negative="--no-cache", show_default=True)] = True
     optimizer: Annotated[str | None, SELDOM] = None
     seed: Seed = 0
+
+    def refuse_bad(self) -> None:
+        """Refuse an option out of its range, and intruders without a base."""
+        super().refuse_bad()
+        if self.intruders and self.base is None:
+            raise OptionError("--intruders needs --base", advice="give --base MODEL")
 
 
 class AuditKeywords(TypedDict, total=False):
@@ -44,6 +60,9 @@ class AuditKeywords(TypedDict, total=False):
     suggest_per_layer: bool
     top_singular_values: int
     base: PathLike | None
+    intruders: bool
+    intruder_k: int
+    intruder_eps: float
     norms_cache: bool
     optimizer: str | None
     seed: int

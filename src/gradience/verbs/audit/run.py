@@ -12,7 +12,7 @@ from typing import Any, Final, Unpack
 
 import msgspec
 
-from gradience.adapters.formats import NUMPY
+from gradience.adapters.formats import SUFFIXES
 from gradience.errors import GradienceError, RecorderError
 from gradience.folder import Documents, open_run
 from gradience.folder.found import ARCHIVE, weights_alone
@@ -63,7 +63,7 @@ def audit_adapter(
     Raises:
         ConfigError: an id is not known, or the settings cannot be read.
         AdapterError: files are missing, damaged or of another format.
-        OptionError: an option is out of its range.
+        OptionError: an option is out of its range, or intruders are asked for without a base.
         TypeError: no option has such a name.
 
     >>> audit_adapter("runs/toy/peft").summary.stable_rank_mean  # doctest: +SKIP
@@ -88,7 +88,7 @@ def _opened(path: Path, adapter_config: Path | None, weights: Path | None) -> Do
                 if (run := open_run(path)).weights.path is not None:
                     return run
         archive = path / ARCHIVE if path.is_dir() else path
-        if archive.suffix == NUMPY and archive.is_file():
+        if archive.suffix in SUFFIXES and archive.is_file():
             from gradience.verbs.audit.arrays import open_archive  # few have such files
 
             return Documents.of_adapter(open_archive(archive))

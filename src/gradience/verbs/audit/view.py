@@ -216,6 +216,7 @@ def _against_base(report: AuditReport, name: Callable[[str], str]) -> Iterator[B
     yield f"  Compared: {base.compared} of {len(report.modules)} modules{cached}"
     if base.compared:
         yield from _sizes(report.modules, base)
+        yield from _intruders(report.modules, base)
     unread = Counter(item.reason for item in base.not_compared if item.cause == "unread_codes")
     yield from (f"  Not compared: {n} modules, {reason}" for reason, n in unread.items())
     yield f"  Method: {base.method}"
@@ -254,6 +255,22 @@ def _in_codes(base: BaseReport) -> Iterator[Block]:
             f"  Merged back into these codes: {percent(base.in_codes_changed_median)} of them change, cosine with the"
             f" update {number(base.in_codes_cosine_median, '.3f')} (medians, scales kept)"
         )
+
+
+def _intruders(modules: list[ModuleAudit], base: BaseReport) -> Iterator[Block]:
+    counted_in = [m.base.intruders for m in modules if m.base is not None and m.base.intruders is not None]
+    if not counted_in:
+        return
+    totals = Counter[str]()
+    for item in counted_in:
+        totals.update(item.counts)
+    by_eps = ", ".join(f"{totals[eps]} at {eps}" for eps in counted_in[0].counts)
+    undecided = sum(item.undecided for item in counted_in)
+    left_open = f"; {undecided} counted that the bounds leave open" if undecided else ""
+    yield (
+        f"  Intruder dimensions:    {base.intruder_total} in {base.intruder_modules} of {len(counted_in)} modules"
+        f" (k={counted_in[0].k}, eps={counted_in[0].eps:g}; {by_eps}){left_open}"
+    )
 
 
 def _wasteful(report: AuditReport, top: int) -> Iterator[Block]:
@@ -351,6 +368,8 @@ def _module_against_base(m: ModuleAudit) -> str:
     text = f"  udr={number(m.udr, '.3g')}  rel={number(m.relative_frobenius, '.3g')}"
     if m.base.survival is not None:
         text += f"  merge-cos={number(m.base.survival.cosine, '.3f')}"
+    if m.base.intruders is not None:
+        text += f"  intruders={m.base.intruders.count}"
     return text
 
 

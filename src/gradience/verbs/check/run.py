@@ -96,8 +96,8 @@ def _adapter_of(run: Documents) -> Layer:
         ConfigError: there is none, or it cannot be read.
         AdapterError: the weights are empty, because ZeRO-3 saved them without gathering.
     """
-    weights = run.found.path / "adapter_model.safetensors"
-    if weights.is_file():
+    weights, opened = run.found.path / "adapter_model.safetensors", run.adapter.held
+    if weights.is_file() and (opened is None or weights not in opened.adapter.weights):
         from gradience.adapters.gathered import refuse_ungathered_file  # numpy, where weights lie
 
         refuse_ungathered_file(weights)
@@ -182,24 +182,24 @@ class CheckOptions(VerbOptions):
         return [Path(place) for place in (self.document, self.peft_dir, self.training_dir) if place is not None]
 
     @cached_property
-    def _opened(self) -> dict[Path, Documents]:
+    def runs(self) -> dict[Path, Documents]:
         """The runs that were opened, by the folders given."""
         return {}
 
     def run_of(self, folder: Path) -> Documents:
         """The run in a folder, opened once for all options that name it."""
-        return self._opened.get(folder) or self._opened.setdefault(folder, open_run(folder))
+        return self.runs.get(folder) or self.runs.setdefault(folder, open_run(folder))
 
     @property
     def held(self) -> dict[Path, dict[str, Json]]:
         """The training arguments of the runs that were opened, by their files."""
-        parts = (run.training_fields for run in self._opened.values())
+        parts = (run.training_fields for run in self.runs.values())
         return {part.place.path: part.held for part in parts if part.place.path is not None and part.held is not None}
 
     def adapter_in(self, folder: Path) -> Documents:
         """The run whose adapter is in a folder, if it was opened, else the adapter alone."""
-        mine = (run for run in self._opened.values() if run.folders[:1] == [folder])
-        return next(mine, None) or Documents(weights_alone(folder))
+        mine = (run for run in self.runs.values() if run.folders[:1] == [folder])
+        return next(mine, None) or self.runs.setdefault(folder, Documents(weights_alone(folder)))
 
     def read(self) -> Layer:
         """Read all sources into one layer."""

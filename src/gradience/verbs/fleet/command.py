@@ -13,6 +13,7 @@ from cyclopts.types import PositiveInt
 from gradience.blocks import counted
 from gradience.commands import options as opt
 from gradience.commands.output import COULD_NOT_JUDGE, FOUND, tell
+from gradience.commands.page import write_page
 from gradience.errors import AdapterError
 from gradience.schema.document import Finding, Report, RuleGroup
 from gradience.schema.reports import SourceLocation
@@ -108,6 +109,8 @@ def show(
     serve: opt.Strings = None,
     server_flags: opt.ServerFlags = "",
     verbose: opt.Verbose = False,
+    html: Path | None = None,
+    force: opt.Flag = False,
     gate: opt.Gate = opt.DEFAULT_GATE,
 ) -> int:
     """Show what is in a fleet: bases, ranks, verdicts; what is broken, wasteful, alike, or of another base.
@@ -126,11 +129,19 @@ def show(
         The flags that the server is started with, as of check.
     verbose:
         List every adapter.
+    html:
+        A page to write as well.
+    force:
+        Replace the page if it is there.
     """
     resolved = gate.resolved()
     from gradience.verbs.fleet.show import show_fleet  # the help needs none of it
 
     report = show_fleet(fleet, top=_EVERY if verbose else top, serve=serve or (), server_flags=server_flags)
+    if html is not None:
+        from gradience.tables.store import MANIFEST  # only a page needs it
+
+        write_page(report, words.fleet_page, html, sources=[fleet / MANIFEST], force=force)
     unread = sum(reason.adapters for reason in report.unread)
     if not report.plans:
         return _shown(report, words.fleet_show_text, resolved, lambda: _findings(fleet), unread=unread)

@@ -6,9 +6,13 @@ import shlex
 from collections.abc import Iterator, Sequence
 from typing import Final
 
+from msgspec.structs import replace
+
 from gradience.blocks import (
     Block,
     Columns,
+    Page,
+    Section,
     Table,
     Title,
     clean,
@@ -26,6 +30,7 @@ from gradience.schema.fleet import (
     Alike,
     Counted,
     EnginePlan,
+    Faulty,
     FleetAuditReport,
     FleetShowReport,
     Misfit,
@@ -34,6 +39,7 @@ from gradience.schema.fleet import (
     Serving,
     ServingGroup,
     Similar,
+    Unfit,
     Wasteful,
 )
 
@@ -104,7 +110,7 @@ def fleet_show_text(report: FleetShowReport) -> Iterator[Block]:
     for one in report.serving[:_BASES]:
         yield from _serving(one)
     yield from _alike(report.similar)
-    yield from map(_other, report.other_shapes)
+    yield _other_shapes(report)
     yield from (f"Note: {note}." for note in report.notes)
 
 
@@ -197,6 +203,41 @@ def size_text(value: int) -> str:
     return f"{value / 1e9:.2f} GB" if value >= 1e9 else megabytes(value)  # noqa: PLR2004  # a gigabyte
 
 
+def fleet_page(report: FleetShowReport) -> Page:
+    """The page about a fleet: main numbers, and every table whole."""
+    main = [("adapters", f"{report.adapters:,}"), ("modules", f"{report.modules:,}")]
+    main += [("tensors", size_text(report.bytes)), *((words(v.value), f"{v.adapters:,}") for v in report.verdicts)]
+    groups = {"base": report.bases, "type": report.types, "rank": report.ranks, "finding": report.findings}
+    counts = [(kind, item) for kind, items in groups.items() for item in items]
+    same, near = _similar(report.similar)
+    titles = {
+        "faulty": "What needs a look",
+        "wasteful": "What could be cut away",
+        "serving": "What a server pads",
+        "plans": "What one process serves",
+        "misfits": "What does not fit",
+        "same": "What is equal",
+        "near": "What is nearly the same",
+        "bases": "What declares another base",
+        "counts": "How many of each",
+    }
+    tables = (
+        _faulty(report),
+        table(_WASTE, report.wasteful, caption="Most bytes first"),
+        table(_SERVING, report.serving, caption="By declared base"),
+        table(_PLANS, [(p, group) for p in report.plans for group in p.groups], caption="By engine"),
+        table(
+            _MISFITS, [(p, m, one) for p in report.plans for m in p.misfits for one in m.adapters], caption="By engine"
+        ),
+        *(same, near, _other_shapes(report)),
+        table(_COUNTS, counts, caption="Adapters by base, type, rank and finding"),
+    )
+    shown = [
+        Section(name, title, (part,)) for (name, title), part in zip(titles.items(), tables, strict=True) if part.rows
+    ]
+    return Page("fleet", report.fleet, "", (facts(main),), tuple(shown))
+
+
 def _needs_a_look(report: FleetShowReport) -> Iterator[Block]:
     """The adapters to look at, most pressing first; of those that cannot be read, the reasons with their numbers."""
     if not report.faulty_total:
@@ -209,8 +250,14 @@ def _needs_a_look(report: FleetShowReport) -> Iterator[Block]:
         yield from shortened(
             reasons, _REASONS, indent=4, how='gradience fleet query FLEET "select path, error from adapters"'
         )
-    yield from (f"  {words(one.verdict)}: {one.path}: {one.reason}" for one in report.faulty)
+    yield _faulty(report)
     yield from more(report.faulty_total - len(report.faulty), "--verbose lists all")
+
+
+def _faulty(report: FleetShowReport) -> Table:
+    return table(
+        _FAULTY, report.faulty, caption="By fault", told=lambda f: f"  {words(f.verdict)}: {f.path}: {f.reason}"
+    )
 
 
 def _serving(one: Serving) -> Iterator[Block]:
@@ -228,13 +275,20 @@ def _serving(one: Serving) -> Iterator[Block]:
 
 
 def _alike(similar: Similar) -> Iterator[Block]:
+    same, near = (replace(each, rows=each.rows[:_PAIRS], told=(each.told or ())[:_PAIRS]) for each in _similar(similar))
     if similar.same:
-        yield from ("", f"Equal content: {counted(len(similar.same), 'group')}", *map(_equal, similar.same[:_PAIRS]))
+        yield from ("", f"Equal content: {counted(len(similar.same), 'group')}", same)
     if similar.near:
         heading = f"Nearly the same update (cosine >= {similar.threshold:g}): {counted(len(similar.near), 'pair')}"
-        yield from ("", heading, *map(_nearly, similar.near[:_PAIRS]))
+        yield from ("", heading, near)
     if similar.not_compared:
         yield f"  {counted(similar.not_compared, 'likely pair')} not compared (gradience.fleet.show takes most_pairs)"
+
+
+def _similar(similar: Similar) -> tuple[Table, Table]:
+    close = f"Cosine of the updates at least {similar.threshold:g}"
+    same = table(_SAME, similar.same, caption="Equal content", told=_equal)
+    return same, table(_NEAR, similar.near, caption=close, told=_nearly)
 
 
 def _equal(alike: Alike) -> str:
@@ -246,12 +300,63 @@ def _nearly(alike: Alike) -> str:
     return f"  {alike.cosine or 0.0:.5f}  {' ~ '.join(alike.paths)}"
 
 
+def _other_shapes(report: FleetShowReport) -> Table:
+    return table(_OTHER, report.other_shapes, caption="By shape", told=_other)
+
+
 def _other(one: OtherShape) -> str:
     shape, usual = (" x ".join(map(str, sides)) for sides in (one.shape, one.usual))
     others = counted(one.usual_adapters, "adapter")
     return f"Other base? {one.path}: {one.module} is {shape}, {others} of {one.base_model} have {usual}"
 
 
+_COUNTS: Final[Columns[tuple[str, Counted]]] = (
+    ("by", "", lambda row: row[0]),
+    ("value", "", lambda row: row[1].value),
+    ("adapters", ">6", lambda row: f"{row[1].adapters:,}"),
+)
+_FAULTY: Final[Columns[Faulty]] = (
+    ("adapter", "", lambda row: row.path),
+    ("verdict", "", lambda row: words(row.verdict)),
+    ("reason", "", lambda row: row.reason),
+)
+_SERVING: Final[Columns[Serving]] = (
+    ("base", "", lambda row: row.base_model),
+    ("adapters", ">6", lambda row: f"{row.adapters:,}"),
+    ("max_lora_rank", ">6", lambda row: str(row.max_lora_rank or "-")),
+    ("factors", ">9", lambda row: size_text(row.used_bytes)),
+    ("padding", ">9", lambda row: size_text(row.padding_bytes)),
+    ("padding of the best split", ">9", lambda row: size_text(row.buckets[-1].padding_bytes) if row.buckets else "-"),
+)
+_PLANS: Final[Columns[tuple[EnginePlan, ServingGroup]]] = (
+    ("engine", "", lambda row: row[0].title),
+    ("base", "", lambda row: row[1].base_model or "not declared"),
+    ("adapters", ">6", lambda row: f"{len(row[1].adapters):,}"),
+    ("rank", ">6", lambda row: str(row[1].rank)),
+    ("a slot", ">9", lambda row: "-" if row[1].slot_bytes is None else size_text(row[1].slot_bytes)),
+    ("names", "", lambda row: ", ".join(one.name for one in row[1].adapters)),
+)
+_MISFITS: Final[Columns[tuple[EnginePlan, Misfit, Unfit]]] = (
+    ("engine", "", lambda row: row[0].title),
+    ("adapter", "", lambda row: row[2].path),
+    ("reason", "", lambda row: row[1].reason),
+    ("what makes it fit", "", lambda row: row[2].command or row[1].action or ""),
+)
+_SAME: Final[Columns[Alike]] = (
+    ("adapters", "", lambda row: ", ".join(row.paths)),
+    ("how many", ">3", lambda row: str(len(row.paths))),
+)
+_NEAR: Final[Columns[Alike]] = (
+    ("adapters", "", lambda row: ", ".join(row.paths)),
+    ("cosine", ">7", lambda row: f"{row.cosine or 0.0:.5f}"),
+)
+_OTHER: Final[Columns[OtherShape]] = (
+    ("adapter", "", lambda row: row.path),
+    ("declares", "", lambda row: row.base_model),
+    ("module", "", lambda row: row.module),
+    ("shape", "", lambda row: " x ".join(map(str, row.shape))),
+    ("usual", "", lambda row: " x ".join(map(str, row.usual))),
+)
 _WASTE: Final[Columns[Wasteful]] = (
     ("saves", ">10", lambda one: size_text(one.bytes_saved)),
     ("r", ">5", lambda one: str(one.r)),

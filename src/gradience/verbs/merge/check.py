@@ -44,10 +44,10 @@ from gradience.schema.merge import (
 from gradience.spectral.grams import Floats
 from gradience.spectral.merging import Signs, pooled_signs, signs_of
 from gradience.spectral.subspace import PairGeometry, Places
-from gradience.verbs.merge.methods import recipe_of
+from gradience.verbs.merge.methods import Recipe, recipe_of
 from gradience.verbs.merge.options import MergeKeywords, MergeOptions
 from gradience.verbs.merge.pairs import obstacles_between, obstacles_of
-from gradience.verbs.merge.run import heads_of, merge_adapters
+from gradience.verbs.merge.run import heads_of, merge_sides
 
 Products: TypeAlias = dict[str, Floats]
 
@@ -87,7 +87,8 @@ def merge_check(
         TypeError: no option has such a name.
     """
     options = options.completed(keywords)
-    chosen = list(recipe_of(len(paths), options).weights)
+    recipe = recipe_of(len(paths), options)
+    chosen = list(recipe.weights)
     ids = [rule.id for rule in MERGE_RULES]
     left_out = excluded_rules(ids, select=select, ignore=ignore, settings=settings)
     sides = open_sides(paths)
@@ -102,7 +103,7 @@ def merge_check(
     pairs = [_pair(sides, chosen, total, places) for places in combinations(range(len(sides)), 2)]
     pooled = pooled_signs(list(signs.values()))
     modules = [_module(name, products[name], chosen, signs.get(name)) for name in _shared(matching)]
-    merged, refused = _planned(paths, options)
+    merged, refused = _planned(sides, recipe, options)
     report = MergeCheckReport(
         schema=MERGE_CHECK_SCHEMA_ID,
         merged=merged,
@@ -131,10 +132,10 @@ def merge_check(
     return msgspec.structs.replace(report, findings=verdict.findings, not_run=verdict.not_run)
 
 
-def _planned(paths: Sequence[PathLike], options: MergeOptions) -> tuple[MergeReport | None, str]:
+def _planned(sides: Sequence[StoredAdapter], recipe: Recipe, options: MergeOptions) -> tuple[MergeReport | None, str]:
     """What the merge would write, or why it would be refused."""
     try:
-        return merge_adapters(paths, options=options), ""
+        return merge_sides(sides, recipe, options), ""
     except AdapterError as error:
         return None, str(error)
 

@@ -83,7 +83,19 @@ def merge_adapters(
     """
     options = options.completed(keywords)
     recipe = recipe_of(len(paths), options)
-    sides = open_sides(paths)
+    return merge_sides(open_sides(paths), recipe, options, out, force=force, progress=progress)
+
+
+def merge_sides(
+    sides: Sequence[StoredAdapter],
+    recipe: Recipe,
+    options: MergeOptions,
+    out: PathLike | None = None,
+    *,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> MergeReport:
+    """As `merge_adapters`, of adapters that are open, by a recipe that was made for them."""
     read = [path for side in sides for path in (side.files.config, *side.adapter.weights)]
     place = destination(out, [side.files for side in sides], read, force=force)
     refuse(sides)

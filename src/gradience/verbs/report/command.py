@@ -11,10 +11,10 @@ from cyclopts import Parameter
 from gradience.blocks import clean, counted
 from gradience.commands import options as opt
 from gradience.commands.output import code_of, exit_code, print_text
+from gradience.commands.page import ReportFormat, check_format, format_of
 from gradience.errors import OutputError
 from gradience.schema import Severity
 from gradience.schema.diagnose import DiagnoseReport
-from gradience.verbs.report.formats import ReportFormat, check_format, format_of
 from gradience.verbs.report.options import ReportOptions
 
 _REPORT: Final = ReportOptions()

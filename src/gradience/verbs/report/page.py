@@ -62,10 +62,8 @@ _NONE: Final = "None of the checks that ran has found anything. Those that could
 def report_html(story: Story) -> str:
     """The page of a run as HTML. The same sources give the same bytes."""
     from gradience.blocks.html.pieces import page_html  # matplotlib
-    from gradience.verbs.report import (
-        curves,
-        weights,  # the same
-    )
+    from gradience.verbs.report import weights  # the same
+    from gradience.verbs.runs import curves
 
     report, run = story.diagnosis, story.series
     losses = curves.LossFigures(None, None) if run is None else curves.loss_figures(run, report.findings)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Final, Unpack
@@ -19,9 +19,9 @@ import msgspec
 from gradience.adapters.files import WEIGHT_NAMES, find_files
 from gradience.base.weights import find_shards
 from gradience.blocks import short_path
+from gradience.commands.page import ReportFormat, check_format, format_of, write_text
 from gradience.errors import GradienceError
 from gradience.folder import Documents, Found, find
-from gradience.importers.files import sha256_of
 from gradience.io import CHECKPOINT_PREFIX, PathLike
 from gradience.io.atomic import atomic_file
 from gradience.io.reading import real_path
@@ -31,7 +31,6 @@ from gradience.schema.diagnose import DiagnoseReport
 from gradience.telemetry.redact import hide_in
 from gradience.verbs.diagnose.run import judge_sources
 from gradience.verbs.diagnose.sources import SourceReports, read_sources
-from gradience.verbs.report.formats import ReportFormat, check_format, format_of, write_text
 from gradience.verbs.report.options import ReportKeywords, ReportOptions
 from gradience.verbs.report.page import report_html, report_markdown
 from gradience.verbs.report.story import FileRead, Story
@@ -111,7 +110,7 @@ def build_story(found: Found, options: ReportOptions = _DEFAULTS) -> Story:
         series=read.log.reading.run if read.log else None,
         comparison=comparison,
         bench=measured,
-        files=_files([*_roles(read), *_compared_files(comparison), *benched]),
+        files=_files([*_roles(read), *_compared_files(comparison), *benched], read.documents.digest_of),
         versions={**{name: version(name) for name in names}, "python": platform.python_version()},
     )
 
@@ -170,13 +169,13 @@ def _measured(bench: Path) -> tuple[BenchReport, list[tuple[str, Path]]]:
     return read_report(bench), [("bench", report_path(bench))]
 
 
-def _files(roles: Iterable[tuple[str, Path]]) -> list[FileRead]:
+def _files(roles: Iterable[tuple[str, Path]], digest_of: Callable[[Path], str]) -> list[FileRead]:
     """The files that exist, each once, with the first of its roles."""
     roles_by_file: dict[str, tuple[str, Path]] = {}
     for role, path in roles:
         if path.is_file():
             roles_by_file.setdefault(os.path.realpath(path), (role, path))
-    return [FileRead(role, path, path.stat().st_size, sha256_of(path)) for role, path in roles_by_file.values()]
+    return [FileRead(role, path, path.stat().st_size, digest_of(path)) for role, path in roles_by_file.values()]
 
 
 def _roles(read: SourceReports) -> Iterator[tuple[str, Path]]:

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 from cyclopts import Parameter
 from cyclopts.types import PositiveInt
 
+from gradience.blocks import counted
 from gradience.commands import options as opt
 from gradience.commands.output import DONE, draws_blocks, print_text, tell
+from gradience.commands.page import write_page
 from gradience.errors import GradienceError, RecorderError
 from gradience.io import cache_folder
 from gradience.telemetry.redact import hide_in
@@ -33,26 +35,38 @@ class ListOptions:
     Parameters
     ----------
     limit:
-        How many runs to list on a screen; --columns, --csv and --json give all.
+        How many runs to list on a screen (default: 20), or to draw on a page (default, and at most: 26); --columns,
+        --csv and --json give all.
     columns:
         Names of columns, separated by commas; all for all of them.
     where:
         A condition in SQL, such as "r = 8 and status = 'ok'".
     sort:
-        A column; with a minus before it, largest first.
+        A column; with a minus before it, largest first. Default: path, and on a page the best held-out loss.
     csv:
         Print CSV (RFC 4180).
+    html:
+        A page to write as well, with one metric of the runs as curves over each other.
+    metric:
+        Of the page: split and name, such as eval/accuracy. Columns of training rows are train/loss, train/lr,
+        train/grad_norm, train/mean_token_accuracy and signals such as train/entropy.
+    force:
+        Replace the page if it is there.
     """
 
-    limit: PositiveInt = 20
+    limit: PositiveInt | None = None
     columns: str | None = None
     where: str | None = None
-    sort: Annotated[str, Parameter(allow_leading_hyphen=True)] = "path"
+    sort: Annotated[str | None, Parameter(allow_leading_hyphen=True)] = None
     csv: opt.Flag = False
     json: opt.AsJson = False
+    html: Path | None = None
+    metric: str = "train/loss"
+    force: opt.Flag = False
 
 
 _LISTED = ListOptions()
+_ON_SCREEN: Final = 20  # runs
 _MEANS: Final = """
     select path, run, list(mean order by part) from (
         select path, run, part, avg(loss) as mean from (
@@ -86,22 +100,26 @@ def runs(
 
     store = _collected(roots, out)
     _refuse_none(store)
+    wrote = "" if listed.html is None else _draw(store, listed, listed.html)
+    sort = listed.sort or "path"
     if not (listed.columns or listed.csv or listed.json):
-        return _screen(store, list_sql(BOARD, listed.where, listed.sort), listed.limit)
+        return _screen(store, list_sql(BOARD, listed.where, sort), listed.limit or _ON_SCREEN, wrote)
     chosen = [name.strip() for name in (listed.columns or "").split(",")]
     names = RunRow.__struct_fields__ if listed.columns == "all" else chosen if listed.columns else COLUMNS
-    sql = list_sql(names, listed.where, listed.sort)
+    sql = list_sql(names, listed.where, sort)
     return answer(store, sql, ResultOptions(csv=listed.csv, json=listed.json))
 
 
-def _screen(store: Store, sql: str, limit: int) -> int:
-    """Print a line for each run; return exit code 0."""
+def _screen(store: Store, sql: str, limit: int, wrote: str) -> int:
+    """Print a line for each run, and what was written; return exit code 0."""
     from gradience.tables.query import select  # the help needs none of it
 
     report = select(store, sql)
     columns = [column.name for column in report.columns]
     rows = [dict(zip(columns, row, strict=True)) for row in report.rows]
     print_text(table_of(rows, limit, _curves(store) if _draws() else {}))
+    if wrote:
+        print_text(wrote)
     return DONE
 
 
@@ -147,7 +165,32 @@ def table_before(place: Path | RunList, **judging: Any) -> str:
         rows = read_rows(place, **judging)
     except GradienceError:  # the report says so
         return ""
-    return f"{table_of([asdict(row) for row in rows], _LISTED.limit)}\n\n" if len(rows) > 1 else ""
+    return f"{table_of([asdict(row) for row in rows], _ON_SCREEN)}\n\n" if len(rows) > 1 else ""
+
+
+def _draw(store: Store, listed: ListOptions, html: Path) -> str:
+    """Write the page of the runs that are listed, and say so; those beyond what a page can tell apart are counted."""
+    from msgspec.structs import replace
+
+    from gradience.tables.query import select  # the help needs none of it
+    from gradience.verbs.runs.curves import curves_figure  # matplotlib
+    from gradience.verbs.runs.run import MOST_CURVES, list_sql, run_curves  # the same
+
+    readable = f"({listed.where or 'true'}\n) and error is null"
+    sql = list_sql(["path"], readable, listed.sort or "best_eval_loss")
+    logs = list(dict.fromkeys(str(path) for (path,) in select(store, sql).rows))
+    if not logs:
+        raise RecorderError(f"no run where {listed.where}", advice="see the table without --where")
+    shown = logs[: min(listed.limit or MOST_CURVES, MOST_CURVES)]
+    report = replace(run_curves(*shown, metric=listed.metric), left_out=len(logs) - len(shown))
+    write_page(
+        report,
+        lambda it: of_runs.curves_page(it, curves_figure(it.curves, it.metric)),
+        html,
+        sources=[Path(curve.path) for curve in report.curves],
+        force=listed.force,
+    )
+    return f"wrote {html} ({len(shown)} of {counted(len(logs), 'run')})"
 
 
 def query_runs(

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
-from gradience.blocks import Block, Columns, brief, counted, number, shorter, table
+from gradience.blocks import Block, Columns, Figure, Page, Section, brief, counted, number, shorter, table
 from gradience.blocks.text import as_text, more, shortened
-from gradience.schema.fleet import RUN_SETTINGS, ComparableRuns, RankedRun, RunsBestReport
+from gradience.schema.fleet import RUN_SETTINGS, ComparableRuns, Curve, RankedRun, RunsBestReport, RunsCurvesReport
 
 _COLUMNS: Final = 100  # of a terminal
 _NAME: Final = 26  # characters of a run's name
@@ -121,6 +121,24 @@ def _told(row: Mapping[str, Any], room: int | None = _ROOM) -> str:
         del clauses[0]
     status = [] if row["status"] in _UNREMARKABLE else [str(row["status"]).replace("_", " ")]
     return shorter("; ".join([*status, *clauses]), room)
+
+
+def curves_page(report: RunsCurvesReport, figure: Figure) -> Page:
+    """The page with the curves of several runs over each other, drawn in `figure`."""
+    rows = table(_CURVES, report.curves, caption="First, last and best values")
+    choose = f"{counted(report.left_out, 'run')} left out: --where, --sort and --limit choose."
+    left = (choose,) if report.left_out else ()
+    return Page("runs", report.metric, "", (), (Section("curves", "Curves", (figure, rows, *left)),))
+
+
+_CURVES: Final[Columns[Curve]] = (
+    ("run", "", lambda row: row.name),
+    ("rows", ">6", lambda row: f"{len(row.steps):,}"),
+    ("first", ">8", lambda row: f"{row.values[0]:.4g}"),
+    ("last", ">8", lambda row: f"{row.values[-1]:.4g}"),
+    ("lowest", ">8", lambda row: f"{min(row.values):.4g}"),
+    ("highest", ">8", lambda row: f"{max(row.values):.4g}"),
+)
 
 
 @as_text

@@ -15,6 +15,7 @@ from gradience.configs.files import read_mapping
 from gradience.errors import AdapterError, ConfigError
 from gradience.io.reading import read_small
 from gradience.io.safetensors import is_float
+from gradience.rewriting.sides import StoredAdapter
 from gradience.rules.merged import MergedFolder, Tokens
 from gradience.schema import Json
 
@@ -26,7 +27,7 @@ _GENERATION: Final = "generation_config.json"
 _MODELS: Final = ("U8", "I8", "I32", "F8_E4M3", "F8_E5M2")  # dtypes of codes
 
 
-def read_merged(weights: BaseWeights, base: BaseWeights, adapter: Path | None) -> MergedFolder:
+def read_merged(weights: BaseWeights, base: BaseWeights, adapter: StoredAdapter) -> MergedFolder:
     """What lies around the merged weights, the base's and the adapter's config; nothing that cannot be read."""
     folder, before = (each.files[0].path.parent for each in (weights, base))
     tensors = {name: (info.shape, info.dtype) for file in weights.files for name, info in file.tensors.items()}
@@ -35,10 +36,10 @@ def read_merged(weights: BaseWeights, base: BaseWeights, adapter: Path | None) -
         names=frozenset(base.names),
         config=_mapping(folder / _CONFIG),
         base=_mapping(before / _CONFIG),
-        adapter=(None if adapter is None else _mapping(adapter)) or {},
+        adapter=adapter.raw,
         tokens=_tokens(folder),
         base_tokens=_tokens(before),
-        adapter_tokens=None if adapter is None else _tokens(adapter.parent),
+        adapter_tokens=_tokens(adapter.files.config.parent) if adapter.raw else None,
         generation=_mapping(folder / _GENERATION),
         base_generation=_mapping(before / _GENERATION),
         same_head=_same_head(weights),

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from gradience.adapters.open import open_adapter
 from gradience.base.weights import BaseWeights, find_shards
 from gradience.errors import AdapterError
 from gradience.io import PathLike, Progress
+from gradience.rewriting.sides import open_stored
 from gradience.rules import judge
 from gradience.rules.merged import MERGED_RULES
 from gradience.schema import Real, real
@@ -67,7 +67,8 @@ def verify_merged(
         AdapterError: base, adapter or merged model cannot be read, or the adapter has nothing that a merge would add.
         ConfigError: the receipt cannot be read.
     """
-    files, opened_adapter = open_adapter(adapter, adapter_config=adapter_config, weights=weights)
+    stored = open_stored(adapter, adapter_config=adapter_config, weights=weights)
+    files, opened_adapter = stored.files, stored.adapter
     before = BaseWeights(find_shards(Path(base)))
     if (
         opened_adapter.by_peft and "not_analysed" in opened_adapter.roles.values()
@@ -86,7 +87,7 @@ def verify_merged(
     rows += left_over(opened_adapter)
     modules = [row.told for row in rows]
     verdict, reasons = concluded(modules)
-    loads = judge(MERGED_RULES, read_merged(after, before, files.config if files.config.is_file() else None))
+    loads = judge(MERGED_RULES, read_merged(after, before, stored))
     return VerifyMergedReport(
         schema=VERIFY_MERGED_SCHEMA_ID,
         base=str(base),

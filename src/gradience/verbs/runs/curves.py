@@ -1,4 +1,4 @@
-"""Figures of a run for a page: its curves, with the findings at their steps."""
+"""Figures of a run for a page: its curves, with the findings at their steps, and the curves of several runs."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from gradience.blocks.html.figures import STYLES
 from gradience.blocks.html.plot import Axis, Envelope, Mark, Plot, PlotLine, envelope, y_axis
 from gradience.schema import as_float
 from gradience.schema.diagnose import Cause
+from gradience.schema.fleet import Curve
 from gradience.telemetry.series import SPECTRAL, RunSeries
 from gradience.telemetry.signals import ENTROPY, REWARD
 from gradience.verbs.diagnose.view import steps_of
@@ -193,3 +194,13 @@ def marks_of(causes: Sequence[Cause], prefix: str = "") -> list[Mark]:
         for step in steps_of(cause)
     ]
     return sorted(marks, key=lambda mark: mark.step)
+
+
+def curves_figure(curves: Sequence[Curve], metric: str) -> Figure:
+    """The curves of several runs over each other."""
+    drawn = curves[:STYLES]
+    lines = [PlotLine(curve.name, envelope(curve.steps, curve.values)) for curve in drawn]
+    summary = " ".join(f"{c.name} goes from {c.values[0]:.4g} to {c.values[-1]:.4g}." for c in drawn)
+    caption = "Rows of a long run are put together in buckets: the line is their median."
+    left = f" {len(curves) - STYLES} further curves are in the table alone." if len(curves) > STYLES else ""
+    return Figure("Over their steps", Plot(lines, "step", metric), summary=summary, caption=caption + left, wide=True)
