@@ -1013,6 +1013,13 @@ def _same(n: int, loss: float = 1.36472106, rate: float = 2e-4, falls: float = 0
     return run([2.0 - falls * i for i in range(rows)], rates=rates, held_out=evals)
 
 
+def _passes(n: int, *, rate: float = 2e-4, another: float = 0.0, different: int = 99) -> RunFacts:
+    """Three passes of so many rows and a part of a fourth, all alike but for the last row of all."""
+    one = [1.5 + 0.1 * ((7 * i % n) % different) for i in range(n)]
+    losses = [*one, *one, *one, *one[:2]]
+    return run([*losses[:-1], losses[-1] + another], rates=rate)
+
+
 ENTRIES: Final[dict[str, Entry]] = {
     "NUM102": Entry(
         edges=[
@@ -2380,6 +2387,26 @@ ENTRIES: Final[dict[str, Entry]] = {
                     "The held-out loss is exactly the same in 4 evaluations, from step 48 to 84 (1.36472106), while "
                     "training "
                     "goes on: the evaluation does not see the weights that are trained."
+                ),
+            ),
+        ],
+    ),
+    "REP229": Entry(
+        edges=[
+            Edge("same_pass", "-e", 7, 8, lambda x: _passes(int(x))),
+            Edge("rate", "-e", 0.0, 1e-9, lambda x: _passes(8, rate=x)),
+            Edge("another", "e-", 0.0, 1e-9, lambda x: _passes(9, another=x)),
+            Edge("different", "-e", 5, 6, lambda x: _passes(11, different=int(x))),
+            Edge("rows", "?e", 15, 16, lambda x: run(_passes(8).series.losses[: int(x)])),
+        ],
+        told=[({"rows": 25}, "the training loss repeats to the last digit every 25 rows")],
+        says=[
+            (run(FALL[:9]), "9 losses; it needs 16"),
+            (
+                _passes(9),
+                (
+                    "The training loss repeats to the last digit every 9 rows, 3 times: the rows come again, and the "
+                    "weights that they meet have not moved."
                 ),
             ),
         ],

@@ -94,6 +94,16 @@ def test_each_page_of_evidence_is_linked_from_its_page(root):
         assert any(f"(evidence/{path.name}" in re.sub(r"\s+", "", page) for page in pages), path.name
 
 
+def test_each_rule_that_a_page_or_a_benchmark_of_detectors_names_is_there(root):
+    pages = {
+        path for path in (root / "docs").rglob("*.md") if path != root / "docs" / "evidence" / "rules.md"
+    }  # history
+    known = {card.id for card in gradience.list_rules().rules}
+    for path in (*pages, root / "README.md", *(root / "benchmarks").glob("rl*.py"), root / "benchmarks" / "faults.py"):
+        named = set(re.findall(r"\b[A-Z]{2,3}\d{3}\b", path.read_text(encoding="utf-8")))
+        assert named <= known, path.name
+
+
 @pytest.mark.parametrize(("text", "said"), [("[x](absent.md)", "absent.md"), ("[x](../absent.py)", "absent.py")])
 def test_a_link_to_nothing_fails_the_build(site, root, tmp_path, text, said):
     (tmp_path / "docs").mkdir()

@@ -91,8 +91,11 @@ def form_in(text: str) -> PromptForm | None:
 def form_named(name: str) -> PromptForm | None:
     """The form of a program's own template, by its name.
 
-    >>> form_named("qwen3_nothink"), form_named("yi_vl"), form_named("fewshot")
-    (PromptForm(begins='<|im_start|>', ends='<|im_end|>'), None, None)
+    >>> form_named("qwen3_nothink") == form_named("gemma_chatml"), form_named("llama-3.1"), form_named("yi_vl")
+    (True, PromptForm(begins='<|start_header_id|>', ends='<|eot_id|>'), None)
     """
-    beginnings = [known for known in _NAMED if name.lower().startswith(known)]
+    lowered = name.lower()
+    # Unsloth's names have hyphens: llama-3.1, gpt-oss, gemma_chatml.
+    spelt = ("chatml",) if "chatml" in lowered else (lowered, lowered.replace("-", ""), lowered.replace("-", "_"))
+    beginnings = [known for known in _NAMED if any(one.startswith(known) for one in spelt)]
     return _FORMS.get(_NAMED[max(beginnings, key=len)]) if beginnings else None

@@ -1,13 +1,15 @@
 """The prompt along the way from training to serving, as each file beside a run states it.
 
-A link is a training recipe, a tokenizer, a merged model, a recipe of export, Ollama's Modelfile or a server's command.
-Each is read once. What a link does not state is None, or empty.
+A link is a training recipe or script, a tokenizer, a merged model, a recipe of export, Ollama's Modelfile or a server's
+command. Each is read once. What a link does not state is None, or empty.
 """
 
 from __future__ import annotations
 
+import ast
 import os
 import re
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from itertools import islice
@@ -35,6 +37,11 @@ _INSTRUCTION: Final = re.compile(
     r'^\s*(FROM|TEMPLATE|SYSTEM|ADAPTER|PARAMETER\s+stop)\s+(?:"""(.*?)"""|"([^"\n]*)"|([^\n]*))',
     re.DOTALL | re.IGNORECASE | re.MULTILINE,
 )
+_SAID: Final = {  # the words of a script that are read, by the function that takes them: Unsloth's, and TRL's
+    "get_chat_template": ("chat_template",),
+    "train_on_responses_only": ("response_part",),
+    "SFTConfig": ("chat_template_path", "eos_token", "pad_token"),
+}
 _COMMENT: Final = re.compile(r"^\s*#.*$", re.MULTILINE)
 _CHAT_TEMPLATE: Final = re.compile(r"--chat-template(?:-file)?[= ]+([\"']?)([^\s\"'\\]+)\1")
 _FILE: Final = re.compile(
@@ -63,6 +70,8 @@ class PromptLink(NamedTuple):
     """Whether the tokenizer puts BOS before a text."""
     system: str | None = None
     stops: tuple[str, ...] = ()
+    answers: str = ""
+    """The text behind which a script looks for answers."""
     from_file: bool = False
     """A Modelfile is made of a file, and not of a model of a library, which has a template."""
 
@@ -119,13 +128,17 @@ def _links_in(folder: Path, held: Mapping[Path, Mapping[str, Json]]) -> Iterator
         yield own
     for path in islice(sorted(folder.iterdir()), _MOST):
         link = None
-        with suppress(GradienceError, OSError, UnicodeDecodeError, ValueError):
+        with suppress(
+            GradienceError, OSError, UnicodeDecodeError, ValueError, SyntaxError, RecursionError, MemoryError
+        ):
             if path.is_dir():
                 link = _tokenizer(path, "merged") if _MERGED.search(path.name) and not holds_adapter(path) else None
             elif path.name.lower().partition(".")[0] == "modelfile":
                 link = _modelfile(path)
             elif path.suffix in _COMMANDS or path.name.startswith(("compose", "docker-compose")):
                 link = _command(path)
+            elif path.suffix == ".py":
+                link = _script(path)
             elif path.suffix in _RECIPES and not path.name.startswith(
                 ("tokenizer", "adapter_", "special_", "config.j", STATE_NAME)
             ):
@@ -171,7 +184,7 @@ def _token(value: Json) -> str | None:
 
 
 def _recipe(path: Path, held: Mapping[Path, Mapping[str, Json]]) -> PromptLink | None:
-    """What a recipe of LLaMA-Factory, ms-swift or Axolotl says; None if it names no template."""
+    """What a recipe of LLaMA-Factory, ms-swift, Axolotl or TRL says; None if it names no template and no end token."""
     fields = held[path] if path in held else read_mapping(path, most=_LARGEST_RECIPE)
     for program, key, own in (
         ("LLaMA-Factory", "template", ("model_name_or_path",)),
@@ -188,7 +201,55 @@ def _recipe(path: Path, held: Mapping[Path, Mapping[str, Json]]) -> PromptLink |
                 model=next(str(fields[one]).rstrip("/").rpartition("/")[2] for one in own if one in fields),
                 system=_said(fields.get("default_system", fields.get("system"))),
             )
-    return None
+    words = {name: value for name in _SAID["SFTConfig"] if isinstance(value := fields.get(name), str)}
+    return _of_trl(path, words) if words and "model_name_or_path" in fields else None
+
+
+def _of_trl(path: Path, words: Mapping[str, str]) -> PromptLink:
+    """What TRL is told: a template by a file or a folder beside the recipe, or by the model that has it; end tokens."""
+    named, text = Path(words.get("chat_template_path", "")), None
+    if named.parts and not named.is_absolute() and ".." not in named.parts:
+        file = path.parent / named
+        folder = _tokenizer(file, "base")
+        text = _text_of(file) if file.is_file() else folder and folder.template
+    return PromptLink(
+        kind="recipe",
+        where=path.name,
+        template=text,
+        name="" if text else named.name,
+        program="TRL",
+        eos=words.get("eos_token"),
+        pad=words.get("pad_token"),
+    )
+
+
+def _script(path: Path) -> PromptLink | None:
+    """What a script in Python tells Unsloth or TRL in plain words of calls; None if it tells nothing."""
+    text = _text_of(path)
+    if not any(name in text for name in _SAID):
+        return None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a stranger's text, such as an invalid escape
+        calls = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)]
+    words: dict[str, str] = {}
+    for call in calls:
+        known = _SAID.get(_called(call), ())
+        for word in call.keywords:
+            if word.arg in known and isinstance(word.value, ast.Constant) and isinstance(word.value.value, str):
+                words[str(word.arg)] = word.value.value
+    trains = any(_called(call).endswith(("Trainer", "train_on_responses_only")) for call in calls)
+    answers, name = words.get("response_part", ""), words.get("chat_template", "")
+    if not words:
+        return None
+    if not name and not answers:
+        return _of_trl(path, words)
+    return PromptLink("recipe" if trains else "server", path.name, name=name, program="Unsloth", answers=answers)
+
+
+def _called(call: ast.Call) -> str:
+    """The last name of the function that is called."""
+    name: str = getattr(call.func, "attr", getattr(call.func, "id", ""))
+    return name
 
 
 def _stage(fields: Mapping[str, Json]) -> LinkKind:

@@ -21,6 +21,7 @@ GO: Final = "{{ range .Messages }}<|im_start|>{{ .Role }}\n{{ .Content }}<|im_en
 RECIPE: Final = "model_name_or_path: org/m-8b\nstage: sft\ndo_train: true\ntemplate: qwen\nlearning_rate: 1.0e-4\n"
 EXPORT: Final = "model_name_or_path: org/m-8b\nadapter_name_or_path: out\nexport_dir: merged\n"
 
+ONLY: Final = "train_on_responses_only(SFTTrainer(), response_part='<|im_start|>assistant\\n')\n"
 BOS: Final = {"bos_token": "<s>"}
 
 Files = dict[str, Any]
@@ -167,7 +168,63 @@ FAULTY: Final[list[tuple[str, Files, str]]] = [
     ),
 ]
 
+FAULTY += [
+    (
+        "PRM502",
+        adapter() | {"sft.yaml": "model_name_or_path: org/m\nchat_template_path: org/Llama-3.2-1B-Instruct\n"},
+        (
+            "trained with template Llama-3.2-1B-Instruct that begins turns with <|start_header_id|> (sft.yaml), and "
+            "the tokenizer has a template that begins turns with <|im_start|> (tokenizer_config.json in run): the "
+            "model gets other turns than it learnt"
+        ),
+    ),
+    (
+        "PRM502",
+        adapter(LLAMA3) | {"train.py": "SFTConfig(chat_template_path='own.jinja')\n", "own.jinja": CHATML},
+        (
+            "trained with a template that begins turns with <|im_start|> (train.py), and the tokenizer has a template "
+            "that begins turns with <|start_header_id|> (tokenizer_config.json in run): the model gets other turns "
+            "than it learnt"
+        ),
+    ),
+    (
+        "PRM502",
+        adapter() | {"chat.py": "t = unsloth.get_chat_template(t, chat_template = 'llama-3.1')\nm.generate()\n"},
+        (
+            "trained with a template that begins turns with <|im_start|> (tokenizer_config.json in run), and served "
+            "with template llama-3.1 that begins turns with <|start_header_id|> (chat.py): the model gets other turns "
+            "than it learnt"
+        ),
+    ),
+    (
+        "PRM503",
+        adapter() | {"train.py": "SFTConfig(eos_token='<|endoftext|>')\n"},
+        "the end token is <|endoftext|> in train.py, and <|im_end|> in tokenizer_config.json in run",
+    ),
+    (
+        "PRM506",
+        adapter(LLAMA3) | {"train.py": f"get_chat_template(t, chat_template='llama-3')\n{ONLY}"},
+        (
+            "train.py looks for answers behind '<|im_start|>assistant', and they are written with template llama-3 "
+            "that begins turns with <|start_header_id|> (train.py): every label is -100"
+        ),
+    ),
+    (
+        "PRM506",
+        adapter(LLAMA3) | {"train.py": f"'\\d'\n{ONLY}"},
+        (
+            "train.py looks for answers behind '<|im_start|>assistant', and they are written with a template that "
+            "begins turns with <|start_header_id|> (tokenizer_config.json in run): every label is -100"
+        ),
+    ),
+]
+
 SOUND: Final[list[Files]] = [
+    adapter() | {"train.py": f"get_chat_template(t, chat_template='gemma_chatml')\n{ONLY}"},
+    adapter(LLAMA3) | {"train.py": ONLY.replace("<|im_start|>assistant", "### Response:")},
+    adapter(LLAMA3) | {"train.py": ONLY.replace("'<|im_start|>assistant\\n'", "part")},
+    adapter(LLAMA3) | {"train.py": f"({ONLY}", "other.py": "get_chat_template(t)"},
+    adapter() | {"sft.yaml": "model_name_or_path: org/m\nchat_template_path: org/Qwen3-0.6B\neos_token: <|im_end|>\n"},
     adapter() | modelfile(),
     adapter() | modelfile(None, start="llama3.2:3b"),
     adapter() | modelfile(None, start="hf.co/org/m-GGUF"),
@@ -227,6 +284,7 @@ def test_what_cannot_be_compared_is_not_judged() -> None:
         "PRM503": "no tokenizer with an end token lies beside the adapter",
         "PRM504": "no recipe states a system prompt",
         "PRM505": "no tokenizer states whether it adds a BOS token",
+        "PRM506": "no script says behind which tokens answers stand",
     }
     trained = bare._replace(template=CHATML)
     assert why(trained, trained) | {"PRM501": "no Modelfile", "PRM502": "no other file shows its turns"} == why(

@@ -81,27 +81,6 @@ def test_vllm_has_nine_sizes_and_lorax_pads_to_eight_and_then_by_sixteen(engine,
     assert [room_for(engine, rank) for rank in ranks] == rooms
 
 
-def test_an_adapter_is_converted_where_its_format_is_not_read_and_elsewhere_the_feature_is_left_out() -> None:
-    report = check_config(DORA, serve=["mlx,vllm"], select=["SRV00"])
-    actions = {
-        (item.values["engine"], item.values["feature"]): item.action
-        for item in [*report.findings, *report.readings]
-        if "feature" in item.values
-    }
-    words = "(replace ADAPTER by the adapter's folder and NEW by a new folder)"
-    assert actions["mlx", "peft_format"] == f"gradience convert ADAPTER --to mlx --out NEW {words}"
-    assert str(actions["vllm", "dora"]).endswith(
-        "(replace ADAPTER by the adapter's folder, NEW by a new folder and MODEL by the base model)"
-    )
-
-
-def test_each_finding_cites_its_own_row() -> None:
-    report = check_config(DORA, serve=["vllm,llamacpp"], select=["SRV"])
-    cited = {(item.id, item.values["engine"]): item.evidence[0].source for item in report.findings}
-    assert "vllm/lora/lora_model.py" in cited["SRV001", "vllm"]
-    assert "src/llama-adapter.h" in cited["SRV002", "llamacpp"]
-
-
 def test_without_an_engine_nothing_is_said_and_a_strange_one_is_refused(tmp_path: Path) -> None:
     report = check_config(DORA, select=["SRV"])
     assert report.findings == []
@@ -192,14 +171,10 @@ BASES = {"bitsandbytes": Dimensions("qwen3_moe", quant_method="bitsandbytes"), N
 
 @every("fact", FACTS, ids=lambda fact: f"{fact.row.engine}-{fact.feature}")
 def test_a_fact_applies_to_an_adapter_with_the_feature_and_not_to_its_twin(fact) -> None:
-    shown, twin = SHOWN[fact.feature]
-    if twin is None:  # it is of every adapter
-        assert fact.applies(_facts(shown))
-        return
-    row = fact.row
+    (shown, twin), row = SHOWN[fact.feature], fact.row
     base = Dimensions(row.models[0]) if row.models else BASES[row.beside]
     assert fact.applies(_facts(shown, base))
-    assert not fact.applies(_facts(twin, base))
+    assert twin is None or not fact.applies(_facts(twin, base))  # without a twin it is of every adapter
     assert fact.applies(_facts(shown)) == (row.beside is None and not row.models)
 
 
@@ -234,8 +209,6 @@ def test_some_features_show_in_several_ways() -> None:
     )
     assert [by_engine[engine].applies(_facts(lora)) for engine, lora, _ in asked] == [has for _, _, has in asked]
     assert shows("bias", _facts({"bias": "none", "extras": {"lora_bias": True}}))
-    assert shows("embedding_or_head", _facts({"target_modules": ["model.embed_tokens"]}))
-    assert not shows("fraction", _facts({"alpha": None}))
     base = next(fact for fact in FACTS if fact.feature == "base")
     assert not base.applies(_facts(CheckContext()))
 
@@ -282,14 +255,6 @@ def test_an_engine_may_have_a_version_and_what_no_row_is_of_is_not_judged() -> N
     )
 
 
-def test_a_feature_of_which_no_source_tells_is_not_judged_and_not_passed_over() -> None:
-    (item,) = check_config({"lora": LORA | {"target_modules": ["lm_head", "q_proj"]}}, serve=["vllm"]).findings[:1]
-    assert (item.id, item.severity, item.values["features"]) == ("SRV005", "warning", ["embedding_or_head"])
-    assert item.message == (
-        "vLLM is not judged with LoRA on the embedding or the head: no source read here tells what it does with that"
-    )
-
-
 def test_flags_of_the_server_decide_on_modules_and_ranks() -> None:
     assert read_flags("vllm serve m --a=1 --b_c q v --d") == {"a": ("1",), "b-c": ("q", "v"), "d": ()}
     with pytest.raises(ConfigError, match="--server-flags: No closing quotation"):
@@ -297,9 +262,6 @@ def test_flags_of_the_server_decide_on_modules_and_ranks() -> None:
     with pytest.raises(ConfigError, match="--server-flags without --serve"):
         check_config({"lora": LORA}, server_flags="--max-lora-rank 8")
     said = {
-        "--max-lora-rank 8": [],
-        "--max-lora-rank=1": ["vLLM refuses rank 8: --max-lora-rank is 1"],
-        "--max_lora_rank 12": ["vLLM takes no --max-lora-rank 12"],
         "--lora-target-modules qkv_proj": [],
         "--lora-target-modules q_proj": [
             "vLLM leaves out modules that --lora-target-modules does not name: "

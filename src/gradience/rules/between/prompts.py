@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
+from gradience.configs.prompts import form_in
 from gradience.folder.prompts import LinkKind, PromptLink
 from gradience.rules import Observation, Rule, Unknown, cite
 from gradience.schema.document import RuleGroup
@@ -83,8 +84,8 @@ def _other_form(links: Links) -> Iterator[Observation]:
 
     Why: The adapter learnt to answer after the turns of one template: after others it answers like the base, or never
         stops.
-    Scope: recipes of LLaMA-Factory, ms-swift and Axolotl, tokenizers, Modelfiles and --chat-template, as far as they
-        show which turns they write
+    Scope: recipes of LLaMA-Factory, ms-swift, Axolotl and TRL, scripts for Unsloth, tokenizers, Modelfiles and
+        --chat-template, as far as they show which turns they write
     Action: serve with the template of training
     Verify: the text that the server makes of one message, beside a row of training
     Seen: https://github.com/hiyouga/LlamaFactory/issues/6020 -- the exported model talks nonsense in Ollama only
@@ -121,20 +122,21 @@ def _verb(link: PromptLink) -> str:
 def _other_end(links: Links) -> Iterator[Observation]:
     """the end token of training is not that of serving
 
-    the merged or exported tokenizer has another eos_token than the one saved beside the adapter; or a Modelfile whose
-    TEMPLATE writes the turns of training has PARAMETER stop, and not for the token that ends them, which is not the
-    eos_token
+    the merged or exported tokenizer has another eos_token than the one saved beside the adapter, or the latter than
+    TRL was told; or a Modelfile whose TEMPLATE writes the turns of training has PARAMETER stop, and not for the token
+    that ends them, which is not the eos_token
 
     Why: Generation ends at the served end token: another one is never written, and the answer runs on.
-    Scope: a tokenizer beside the adapter
+    Scope: a tokenizer beside the adapter, or a recipe that states eos_token
     Action: take the tokenizer that was saved with the adapter; add PARAMETER stop
     Verify: an answer ends before the limit of tokens
+    Source: trl/trainer/sft_trainer.py:SFTTrainer.__init__@1.16.0 -- gives the tokenizer the eos_token of its config
     """
-    tokenizers = [link for link in _of(links, "tokenizer") if link.eos]
-    if not tokenizers:
+    stated = [link for link in _of(links, "recipe", "tokenizer") if link.eos]
+    if not stated:
         raise Unknown("no tokenizer with an end token lies beside the adapter")
-    trained = tokenizers[0]
-    for link in _of(links, "merged"):
+    trained = stated[0]
+    for link in (*_of(links, "merged"), *stated[1:]):
         if link.eos and link.eos != trained.eos:
             yield Observation(
                 f"the end token is {trained.eos} in {trained.where}, and {link.eos} in {link.where}",
@@ -166,7 +168,7 @@ def _other_system(links: Links) -> Iterator[Observation]:
     if trained is None:
         raise Unknown("no recipe states a system prompt")
     for link in _of(links, "export", "modelfile", "server"):
-        if link.kind != "server" or link.program != "server":
+        if link.kind != "server" or link.program not in {"server", "Unsloth"}:
             what = "none" if not link.system else f"{link.system[:60]!r}"
             if link.system != trained.system:
                 yield Observation(
@@ -199,4 +201,37 @@ def _bos_twice(links: Links) -> Iterator[Observation]:
             )
 
 
-PROMPT_RULES: Final[tuple[Rule[Links], ...]] = (_no_template, _other_form, _other_end, _other_system, _bos_twice)
+@PromptRule("PRM506", severity="error", confidence=0.85)
+def _other_answers(links: Links) -> Iterator[Observation]:
+    """answers are looked for in another form than they have
+
+    a script tells Unsloth's train_on_responses_only to look for answers behind the tokens of one form, and the template
+    that it names, or that of the tokenizer beside the adapter, writes another
+
+    Why: No answer is found: every label is -100, and the loss is 0.
+    Scope: response_part in plain words, of a form whose turns begin with tokens of its own
+    Action: take response_part from the text that apply_chat_template makes of a row
+    Verify: decode the labels of a row that are not -100
+    Seen: https://github.com/unslothai/unsloth/issues/1128 -- rows in ChatML, parts of Llama 3: all labels are -100
+    """
+    scripts = [link for link in _of(links, "recipe") if form_in(link.answers) is not None]
+    if not scripts:
+        raise Unknown("no script says behind which tokens answers stand")
+    for link in scripts:
+        written = next((one for one in (link, *_of(links, "tokenizer")) if one.form is not None), None)
+        if written is not None and written.form != form_in(link.answers):
+            yield Observation(
+                f"{link.where} looks for answers behind {link.answers.strip()!r}, and they are written with "
+                f"{written.says}: every label is -100",
+                {"response_part": link.answers, "written": written.where},
+            )
+
+
+PROMPT_RULES: Final[tuple[Rule[Links], ...]] = (
+    _no_template,
+    _other_form,
+    _other_end,
+    _other_system,
+    _bos_twice,
+    _other_answers,
+)

@@ -260,7 +260,9 @@ _ASKED: Final[dict[Feature, Callable[[Facts], bool]]] = {
     "new_rows": lambda facts: bool(facts.around.new_rows),
     "embedding_or_head": lambda facts: not _OUTER.isdisjoint(_names(facts.config.lora.target_modules)),
     "embedding": lambda facts: "embed_tokens" in _names(facts.config.lora.target_modules),
-    "expression": lambda facts: isinstance(facts.config.lora.target_modules, str),
+    "expression": lambda facts: (
+        isinstance(facts.config.lora.target_modules, str) and not _names(facts.config.lora.target_modules)
+    ),
     "prefix": lambda facts: facts.around.moved is not None and facts.around.moved.saved,
     "some_layers": lambda facts: _names_layers(facts),  # noqa: PLW0108  # defined below
     "fraction": lambda facts: isinstance(facts.config.lora.alpha, float) and not facts.config.lora.alpha.is_integer(),
@@ -331,7 +333,11 @@ def _leaves(facts: Facts) -> frozenset[str]:
     if groups is None:
         return _names(facts.config.lora.target_modules)
     held = [name for group in _FACTORS for name in groups.get(group, ())]
-    return frozenset(name.replace(".base_layer", "").rpartition(".")[2] for name in held)
+    return frozenset(map(_leaf, held))
+
+
+def _leaf(module: str) -> str:
+    return module.replace(".base_layer", "").rpartition(".")[2]
 
 
 def _unnamed(facts: Facts) -> Callable[[str], bool]:
@@ -551,7 +557,9 @@ def parts(name: str, facts: Facts) -> Iterator[Part]:
         yield Part("rank", {}, ServeFact(row, "rank", "refused", over[0]))
     told: set[Feature] = set()
     for fact in facts_of(name, facts):
-        yield Part(fact.feature, held(fact.feature, facts), fact)
+        modules, taken = held(fact.feature, facts), fact.row.only if fact.feature == "targets" else frozenset()
+        kept = {group: [name for name in names if _leaf(name) not in taken] for group, names in modules.items()}
+        yield Part(fact.feature, kept, fact)
         told.add(fact.feature)
     for feature in ENGINES[engine].unknown:
         if feature not in told and shows(feature, facts):
@@ -584,7 +592,8 @@ def losses(name: str, facts: Facts) -> Iterator[Loss]:
             feature = FEATURES[fact.feature]
             rank = facts.config.lora.r if not facts.config.lora.rank_pattern else None
             factor = rank**-0.5 if feature.rooted and rank else None
-            words = f"{_does(fact, facts)}: {fact.says} ({fact.row.source.url})"
+            does = "" if fact.feature == "rank" else f"{_does(fact, facts)}: "  # which says it whole
+            words = f"{does}{fact.says} ({fact.row.source.url})"
             yield Loss(fact.effect, words, frozenset(part.updates), factor)
 
 

@@ -1,4 +1,4 @@
-"""RES224 and EVL225: a resume that began anew, and an evaluation that does not see what is trained."""
+"""RES224, EVL225 and REP229: a resume that began anew, and losses that do not see what is trained."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ from typing import Final
 
 from gradience.rules import Observation, Threshold, Unknown, premise
 from gradience.rules.log.divergence import DIVERGED_NOISE, STILL_BOUND
-from gradience.rules.log.facts import LogRule, RunFacts, seen, shown
+from gradience.rules.log.facts import LogRule, RunFacts, not_under, seen, shown
 from gradience.rules.log.preference import FEW_ROWS
 from gradience.rules.log.statistics import median, median_error, noise
 
 BACK = Threshold("back", 0.8, "of what the loss had lost, that it is back up", "165 logs: no change from 0.2 to 0.88")
 SAME_EVALS = Threshold("same_evals", 4, "evaluations in a row", "74 trainings: no change from 3 to 4")
+SAME_PASS = Threshold("same_pass", 8, "rows of a pass", "a judgement: chance repeats no eight losses one after another")
 _DECIMALS: Final = 4
 
 
@@ -116,4 +117,41 @@ def _same_evaluations(facts: RunFacts) -> Observation | None:
     )
 
 
-RULES: Final[tuple[LogRule, ...]] = (_began_anew, _same_evaluations)
+@LogRule(
+    "REP229",
+    severity="error",
+    confidence=0.9,
+    place="broken",
+    phrase=lambda v: f"the training loss repeats to the last digit every {shown(v, 'rows', 'd')} rows",
+    needs=(not_under("rl"),),
+    thresholds=(SAME_PASS,),
+)
+def _same_passes(facts: RunFacts) -> Observation | None:
+    """every pass has the losses of the one before
+
+    the training losses, most of them different, are from the beginning on a sequence of {same_pass} rows or more that
+    comes again and again to the last digit, twice at least, and the learning rate is not 0
+
+    Why: Weights that move give the same rows another loss at each pass: what is called is not what is trained.
+    Scope: rows that are not drawn anew in each epoch; not RL
+    Action: Look that the optimizer holds the parameters of the model that is called, and that each step is kept.
+    Verify: Compare one trained tensor before and after a step.
+    Seen: https://github.com/xmeng525/RealTimeDenoisingNeuralBilateralGrid/issues/16 -- each epoch after the first has
+        the loss of the one before to the last digit
+    """
+    losses, least = [*facts.series.losses], int(SAME_PASS.value)
+    if len(losses) < 2 * least:
+        raise Unknown(f"{len(losses)} losses; it needs {2 * least}")
+    passes = range(least, len(losses) // 2 + 1)
+    every = next((n for n in passes if losses[n] == losses[0] and losses[n:] == losses[:-n]), None)
+    if every is None or 2 * len({*losses[:every]}) <= every or not any(rate != 0.0 for rate in facts.series.rates):
+        return None
+    return Observation(
+        f"The training loss repeats to the last digit every {every} rows, {len(losses) // every} times: the rows come "
+        "again, and the weights that they meet have not moved.",
+        {"rows": every, "times": len(losses) // every},
+        evidence=seen(f"{len(losses)} losses, of which {len({*losses[:every]})} differ"),
+    )
+
+
+RULES: Final[tuple[LogRule, ...]] = (_began_anew, _same_evaluations, _same_passes)
