@@ -222,10 +222,23 @@ def poisoned(name: str, value: float, also: tuple[str, ...] = ()):
     return change
 
 
+def earlier(run, state) -> None:
+    state.update(pytest.importorskip("torch").load(run / "checkpoint-50" / "optimizer.pt", weights_only=True))
+
+
+def further(run, state) -> None:
+    for one in [*state["state"].values()][1:]:  # the first parameter came later: the most steps count
+        one["step"] += 7
+
+
 BROKEN = "optimizer.pt holds NaN or infinity in 1 of 56 averages, named {}, and the weights are finite: "
 ADDED = BROKEN.format("exp_avg") + "a resume adds them to the weights with its first step."
 DIVIDING = BROKEN.format("exp_avg_sq")
 DIVIDING += "after a resume the entries that they divide stay as they are, or become NaN."
+FEWER = "optimizer.pt is at step 50 by its own count, and its folder at step 100: the others changed no weight "
+FEWER += "(skipped in fp16), or a resume began with a new optimizer."
+MORE = "optimizer.pt is at step 107 by its own count, and its folder at step 100: it is the state of another "
+MORE += "checkpoint or run, or the count of the run began again."
 
 
 @every(
@@ -234,6 +247,8 @@ DIVIDING += "after a resume the entries that they divide stay as they are, or be
         (lambda run, state: None, None, None, ""),
         (poisoned("exp_avg", float("nan"), ("exp_avg_sq",)), "TRN425", "error", f"{ADDED} | {DIVIDING}"),
         (poisoned("exp_avg_sq", float("inf")), "TRN425", "error", DIVIDING),
+        (earlier, "TRN426", "info", FEWER),
+        (further, "TRN426", "warning", MORE),
     ],
 )
 def test_the_state_that_a_trainer_saved_beside_the_weights_is_judged(trained, change, rule, severity, said, tmp_path):
@@ -243,7 +258,7 @@ def test_the_state_that_a_trainer_saved_beside_the_weights_is_judged(trained, ch
     state = torch.load(place, weights_only=True)
     change(run, state)
     torch.save(state, place)
-    found = [item for item in audit_adapter(place.parent).findings if item.id == "TRN425"]
+    found = [item for item in audit_adapter(place.parent).findings if item.id in {"TRN425", "TRN426"}]
     assert {item.id for item in found} == ({rule} if rule else set())
     assert {item.severity for item in found} == ({severity} if rule else set())
     assert " | ".join(item.message for item in found) == said

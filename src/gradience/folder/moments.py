@@ -1,4 +1,4 @@
-"""The state of torch's optimizers as the Trainer saves it beside weights: what is not finite.
+"""The state of torch's optimizers as the Trainer saves it beside weights: how many steps it made, what is not finite.
 
 The pickle is walked as that of training arguments is; the numbers are read as bytes, so torch is not needed.
 """
@@ -39,6 +39,8 @@ _POINTER: Final = b"version https://git-lfs"
 class OptimizerState(NamedTuple):
     """What the state of an optimizer tells."""
 
+    steps: int | None
+    """The most steps that it made with one parameter; None if it does not count them."""
     tensors: int
     """The averages that it keeps."""
     broken: Mapping[str, int]
@@ -89,13 +91,15 @@ def _told(archive: zipfile.ZipFile) -> OptimizerState:
     state = whole.get("state") if isinstance(whole, dict) else None
     if not isinstance(state, dict) or not all(isinstance(one, dict) for one in state.values()):
         raise Malformed("it is no state of one of torch's optimizers")
-    folder, broken, tensors = pickle.rpartition("/")[0], Counter[str](), 0
+    folder, steps, broken, tensors = pickle.rpartition("/")[0], [], Counter[str](), 0
     for values in state.values():
+        if (step := values.get("step")) is not None:
+            steps.append(step if type(step) is int else int(_numbers(archive, folder, step)[0]))
         for name in _AVERAGES:
             if isinstance(values.get(name), Record):
                 tensors += 1
                 broken[name] += not np.isfinite(_numbers(archive, folder, values[name])).all()
-    return OptimizerState(tensors, +broken)
+    return OptimizerState(max(steps, default=None), tensors, +broken)
 
 
 def _numbers(archive: zipfile.ZipFile, folder: str, tensor: Record) -> np.ndarray[Any, np.dtype[Any]]:

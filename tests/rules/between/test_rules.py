@@ -579,20 +579,41 @@ ENTRIES: dict[str, Entry] = {
     "TRN425": Entry(
         fires=[
             On(
-                parts(modules=rows(1.0), optimizer=SavedState("checkpoint-9/optimizer.pt", 8, {"exp_avg": 2})),
+                parts(modules=rows(1.0), optimizer=SavedState("checkpoint-9/optimizer.pt", 9, 9, 8, {"exp_avg": 2})),
                 "checkpoint-9/optimizer.pt holds NaN or infinity in 2 of 8 averages, named exp_avg, and the weights "
                 "are finite: a resume adds them to the weights with its first step.",
                 "error",
             )
         ],
         silent=[
-            parts(modules=rows(1.0), optimizer=SavedState("optimizer.pt", 8)),
-            parts(modules=NAN, optimizer=SavedState("optimizer.pt", 8, {"exp_avg": 2})),
+            parts(modules=rows(1.0), optimizer=SavedState("optimizer.pt", 9, 8, 8)),
+            parts(modules=NAN, optimizer=SavedState("optimizer.pt", 9, 9, 8, {"exp_avg": 2})),
         ],
         abstains=[
             On(parts(optimizer=SavedState("optimizer.pt")), UNREAD),
             On(parts(modules=rows(1.0), no_optimizer="it is cut off"), "it is cut off"),
         ],
+    ),
+    "TRN426": Entry(
+        fires=[
+            On(
+                parts(modules=rows(1.0), optimizer=SavedState("optimizer.pt", 9, 8, 8)),
+                "optimizer.pt is at step 8 by its own count, and its folder at step 9: the others changed no weight "
+                "(skipped in fp16), or a resume began with a new optimizer.",
+                "info",
+            ),
+            On(
+                parts(modules=rows(1.0), optimizer=SavedState("optimizer.pt", 9, 10, 8)),
+                "optimizer.pt is at step 10 by its own count, and its folder at step 9: it is the state of another "
+                "checkpoint or run, or the count of the run began again.",
+                "warning",
+            ),
+        ],
+        silent=[
+            parts(modules=rows(1.0), optimizer=SavedState("optimizer.pt", at, steps, 8))
+            for at, steps in ((9, 9), (None, 9), (9, None))
+        ],
+        abstains=[On(parts(modules=rows(1.0)), "the numbers were not read")],
     ),
 }
 

@@ -34,9 +34,13 @@ class CheckpointFiles(NamedTuple):
 
 
 class SavedState(NamedTuple):
-    """What an optimizer.pt tells: its name below the run's folder, and what is not finite in it."""
+    """What an optimizer.pt tells: its name below the run's folder, and the step that the checkpoint is of."""
 
     name: str
+    at: int | None = None
+    """None if the folder's name has no step."""
+    steps: int | None = None
+    """What the optimizer counted itself."""
     tensors: int = 0
     broken: Mapping[str, int] = {}
     """How many of its averages, by name, are not finite."""

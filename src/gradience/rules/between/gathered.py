@@ -134,8 +134,9 @@ def _optimizer(documents: Documents, modules: Sequence[ModuleAudit] | None) -> d
     if (state := part.held) is None or part.place.path is None:
         return {"no_optimizer": part.reason}
     folder = part.place.path.parent
+    step = CHECKPOINT.fullmatch(folder.name)
     name = part.place.path.name if folder == documents.folders[0] else f"{folder.name}/{part.place.path.name}"
-    return {"optimizer": SavedState(name, *state)}
+    return {"optimizer": SavedState(name, None if step is None else int(step[1]), *state)}
 
 
 def _checkpoints(folder: Path, digest_of: Callable[[Path], str]) -> Iterator[CheckpointFiles]:

@@ -210,4 +210,33 @@ def _broken_state(parts: Parts) -> Iterator[Observation]:
         )
 
 
-RULES: Final = (_cut_gradient, _underflow, _nan_in_half, _one_apart, _small_scale, _broken_state)
+@BetweenRule("TRN426", severity="info", confidence=0.9, needs=(measured, _optimizer))
+def _other_count(parts: Parts) -> Observation | None:
+    """an optimizer that counts other steps than its checkpoint
+
+    the steps that the optimizer counts are not those of the folder checkpoint-N that holds it
+
+    Why: The Trainer counts a step that fp16 skipped, too; the optimizer does not.
+    Scope: checkpoint-N of the Hugging Face Trainer, with an optimizer that counts
+    Action: If more was counted, take the optimizer.pt of this checkpoint; if fewer, look where the loss scale fell.
+    Verify: max(s["step"] for s in torch.load("optimizer.pt", weights_only=True)["state"].values())
+    Source: transformers/trainer.py:Trainer@5.24.0 -- global_step grows after optimizer.step(), also where the scaler
+        skipped it
+    """
+    state = parts.optimizer
+    if state is None or state.at is None or state.steps is None or state.steps == state.at:
+        return None
+    more = state.steps > state.at
+    why = (
+        "it is the state of another checkpoint or run, or the count of the run began again"
+        if more
+        else "the others changed no weight (skipped in fp16), or a resume began with a new optimizer"
+    )
+    return Observation(
+        f"{state.name} is at step {state.steps} by its own count, and its folder at step {state.at}: {why}.",
+        {"steps": state.steps, "at": state.at},
+        severity="warning" if more else "info",
+    )
+
+
+RULES: Final = (_cut_gradient, _underflow, _nan_in_half, _one_apart, _small_scale, _broken_state, _other_count)
