@@ -64,7 +64,7 @@ def test_without_a_data_event_one_rule_alone_says_so():
     of_batches = {rule.id for rule in DETECTORS if rule.id.startswith("DAT")}
     assert {item.id for item in detect(run(FALL)).not_run} & of_batches == {"DAT301"}
     unseen = run(FALL, data={"unseen": "the model is compiled"})
-    assert not_judged(unseen, "the recorder saw no batch: the model is compiled") == of_batches
+    assert not_judged(unseen, "the recorder saw no batch: the model is compiled") == of_batches | {"FED227", "FED228"}
 
 
 # --- configurations, data and weights ----------------------------------------------------------------------------
