@@ -62,12 +62,15 @@ REFUSED: list[tuple[dict[str, np.ndarray], dict[str, Any], dict[str, Any], str, 
         "this adapter cannot be converted: the file holds several adapters: save each on its own first",
         "see docs/convert.md for what can be",
     ),
-    (
-        LORA | {"q.lora_magnitude_vector": np.abs(M)},
-        {"use_dora": True},
-        {},
-        "q: DoRA: s B A is rescaled by the magnitude",
-        "give the base model that it was trained on with --base PATH",
+    *(  # norms of a weight that is stored turned run over the other axis than MLX's
+        (
+            LORA | {"q.lora_magnitude_vector": np.abs(M)},
+            {"use_dora": True, **turned},
+            to,
+            "q: DoRA: s B A is rescaled by the magnitude",
+            "give the base model that it was trained on with --base PATH",
+        )
+        for turned, to in (({}, {}), ({"fan_in_fan_out": True}, {"to": "mlx"}))
     ),
     (
         LORA,

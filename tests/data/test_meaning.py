@@ -59,6 +59,10 @@ def asks(other: str) -> Callable[[int], str]:
     return lambda i: f"{other} {said(i, 3)}"
 
 
+def several(i: int) -> str:
+    return ". ".join(said(i + k, 7 + i % 3) for k in range(4))
+
+
 def third(i: int) -> int:
     return i - i % 3 + (i + 1) % 3
 
@@ -111,7 +115,7 @@ XML = "<tool_call>\n<function=find>rain</function>\n</tool_call>"
             chat(lambda i: said(i) + (" R&amp;D" if i > 57 else " R&D"), some(" He said: &#x27;no&#x27;", 20)),
             chat(
                 lambda i: "In HTML: &lt;" if i % 3 else f"R&D; {i}",
-                lambda i: f"<p>{i}&nbsp;" if i % 2 else f"```\n{i}&gt;",
+                lambda i: f"<p>{i}&nbsp;" if i % 2 else f"```\n{i}&gt;\n```",
             ),
             "DAT318",
             "5 of 60 rows (8.3 %: 3, 23, 43, 59, 60) hold characters as HTML escapes them (such as &quot;)",
@@ -256,6 +260,36 @@ XML = "<tool_call>\n<function=find>rain</function>\n</tool_call>"
                 "of 60 questions 52 that differ have 180 characters, none has more, and 52 of these end in "
                 "the midst of a sentence: they were cut"
             ),
+        ),
+        (
+            chat(
+                said,
+                lambda i: f"{replied(i)}\nUser: {said(i, 4)}\nAssistant: {said(i + 1, 4)}" if i < 3 else replied(i),
+            ),
+            chat(
+                lambda i: f"Write a dialogue. {i}" if i < 3 else said(i),
+                lambda i: f"{replied(i)}\nUser: {said(i, 4)}\nAssistant: {said(i + 1, 4)}" if i < 5 else replied(i),
+            ),
+            "DAT377",
+            "3 of 60 rows (5 %: 1, 2, 3) have an answer that goes on with turns of the user and the assistant",
+        ),
+        (
+            chat(said, lambda i: f"Well:\n```python\nprint({i})\n" + ("```" if i > 2 else "")),
+            chat(said, lambda i: f"Well:\n```python\nprint({i})\n" + ("```" if i > 1 else "")),
+            "DAT383",
+            "3 of 60 rows (5 %: 1, 2, 3) open a block of code in the answer, and leave it open",
+        ),
+        (
+            chat(said, lambda i: several(i) + " so" * (i < 20)),
+            chat(said, lambda i: several(i) + " so" * (i < 19)),
+            "DAT383",
+            "20 of 60 answers of several sentences (33 %: 1, 2, 3, 4, 5, ...) end within a sentence",
+        ),
+        (
+            chat(lambda i: f"Sum up {{text}} {said(i)}" if i < 3 else said(i)),
+            chat(lambda i: f"Sum up {{text}} {said(i)}" if i < 2 else f"Fill the template {{text}} {i}"),
+            "DAT384",
+            "3 of 60 rows (5 %: 1, 2, 3) ask with a name in braces that nothing was put in place of",
         ),
     ],
 )

@@ -12,6 +12,7 @@ from audited import save_adapter
 from tables import every
 
 from gradience import GradienceError, TelemetryWriter, audit_adapter, diagnose
+from gradience.cli.main import main
 from gradience.folder import find, found as module
 
 WEIGHTS = "adapter_model.safetensors"
@@ -118,7 +119,7 @@ def test_a_folder_of_very_many_files_is_looked_at_up_to_a_bound_and_that_is_said
     assert any("more than 10 entries" in note for note in find(tmp_path).notes)
 
 
-def test_a_folder_of_one_run_is_that_run_and_of_two_the_user_s_choice(tmp_path, adapter):
+def test_a_folder_of_one_run_is_that_run_and_of_two_the_user_s_choice(tmp_path, adapter, capsys):
     record(tmp_path / "a" / "run.jsonl")
     adapter(tmp_path / "a" / "peft")
     found = find(tmp_path)
@@ -128,6 +129,12 @@ def test_a_folder_of_one_run_is_that_run_and_of_two_the_user_s_choice(tmp_path, 
     with pytest.raises(GradienceError, match="2 folders in it do") as caught:
         find(tmp_path)
     assert str(tmp_path / "b") in caught.value.advice
+    assert main(["diagnose", str(tmp_path)]) == 2
+    asked = capsys.readouterr()
+    assert [line.split()[0] for line in asked.out.splitlines()[:3]] == ["run", "a", "b"]  # the table to choose from
+    assert f"{tmp_path} holds no run itself, and 2 folders in it do (a, b)" in asked.err
+    assert main(["diagnose", str(tmp_path), "--json"]) == 2
+    assert capsys.readouterr().out == ""
 
 
 def test_log_and_adapter_in_two_subfolders_are_joined_and_that_is_said(tmp_path, adapter):

@@ -37,6 +37,16 @@ def falling(*steps: int, scale: float = 1.0) -> str:
     return factory(*((s, round(scale / s, 4)) for s in steps))
 
 
+def by_two(apart: float, lr: float = 1e-4, epoch: int = 1) -> str:
+    """A log in which a second writer is one row behind the first; its losses are lower by a fraction."""
+    written = [(s, 1 / s, 1e-4) for s in range(5, 105, 5)]
+    again = [(s, loss * (1.0 - apart), lr) for s, loss, _ in written]
+    pairs = [written[0], *(row for pair in zip(written[1:], again, strict=False) for row in pair), again[-1]]
+    more = {"epoch": 0.5} if epoch else {}
+    lines = ({"current_steps": s, "total_steps": 100, "loss": loss, "lr": rate, **more} for s, loss, rate in pairs)
+    return "".join(f"{json.dumps(line)}\n" for line in lines)
+
+
 def put(folder, files: dict[str, Any]):
     """Write the files: a list as the history of a trainer_state.json, a dict as JSON, a text as it is."""
     for name, content in files.items():
@@ -179,6 +189,15 @@ CASES: dict[str, Case] = {
         status="unknown",
     ),
     "two writers": Case({LOG: factory(*MIXED)}, [*range(5, 105, 5)], "2 writers at once", (LOG, LOG), [0.2, 0.1]),
+    "one run, written by two processes": Case(
+        {LOG: by_two(0.004)},
+        [*range(5, 105, 5)],
+        "20 rows are of steps that another process of this run wrote, too, with nearly the same loss: left out "
+        "(lines 3, 5, 7, 9, 11 and 15 more)",
+    ),
+    "two runs of one plan": Case({LOG: by_two(0.006)}, [*range(5, 105, 5)], "2 writers at once", (LOG, LOG)),
+    "two runs at other rates": Case({LOG: by_two(0.0, lr=2e-4)}, [*range(5, 105, 5)], "(a guess)", (LOG, LOG)),
+    "two runs without an epoch": Case({LOG: by_two(0.001, epoch=0)}, [*range(5, 105, 5)], "(a guess)", (LOG, LOG)),
     "two writers far apart": Case({LOG: factory(*APART)}, [*range(5, 105, 5)], "(a guess)", (LOG, LOG), [0.2, 0.1]),
     "an evaluation made twice at the end": Case(
         {STATE: [*rows(10, 20), *({"step": 20, "eval_loss": 1.0, "eval_runtime": r} for r in (1.0, 2.0))]},

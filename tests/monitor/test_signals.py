@@ -67,7 +67,7 @@ def test_a_loss_of_preferences_rewards_or_rl_has_no_perplexity(tmp_path):
         assert report.objective == kind
         assert report.gap is None
         assert "PPL" not in monitor_text(report)
-        assert "loss: 0.6" in monitor_text(report)
+        assert "eval loss 0.6" in report.story
 
 
 def test_zeros_that_hide_a_nan_do_not_enter_the_gap(tmp_path):

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import sub
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Self
 
 import msgspec
 
@@ -46,6 +46,8 @@ from gradience.telemetry.series import rate_of
 _FEW: Final = 3  # mean rows between jumps back; fewer mean several writers in one log
 _LOST: Final = 3  # strides between two rows of one writer at most, because rows may be lost
 _MOST: Final = 8  # writers told apart at most
+_ALIKE: Final = 0.005  # two processes of a public run are .0004 apart in the median, as fractions of the loss
+_NOTHING: Final = 1e-12  # two losses of 0 are alike
 _SHOWN: Final = 5  # places named in a note
 
 _COLUMNS: Final = ("loss", "grad_norm", "epoch")  # a note says where they hold no number
@@ -74,6 +76,14 @@ class _Walk:
     resumes: list[tuple[int, int, int]] = field(default_factory=list)  # place, from step, to step
     restarts: list[int] = field(default_factory=list)
     swapped: list[int] = field(default_factory=list)
+
+    @classmethod
+    def over(cls, rows: Iterable[LoggedRow]) -> Self:
+        """The pass over these rows."""
+        walk = cls()
+        for row in rows:
+            walk.take(row)
+        return walk
 
     def take(self, row: LoggedRow) -> None:
         """Add a row, after a new start if its step was logged before."""
@@ -111,12 +121,12 @@ def arrange(raw: SourceRun) -> list[list[Segment]]:
     Findings and decisions are added to the source's notes.
     """
     rows = list(_without_copies(raw))
-    walk = _Walk()
-    for row in rows:
-        walk.take(row)
+    walk = _Walk.over(rows)
     trained = sum(map(_is_train, rows))
     if walk.jumps >= _FEW and trained < _FEW * (walk.jumps + 1):
-        return _disentangle(raw, rows)
+        if (again := _written_twice(raw, rows)) is None:
+            return _disentangle(raw, rows)
+        walk = _Walk.over(row for row in rows if row.place not in again)
     _note_jumps(raw, walk)
     return [[_sorted(s) for s in run] for run in walk.runs]
 
@@ -139,6 +149,38 @@ def _without_copies(raw: SourceRun) -> Iterator[LoggedRow]:
     if copies:
         n = f"{len(copies)} rows are copies" if len(copies) > 1 else "1 row is a copy"
         raw.notes.append(f"{n} of an earlier one, written once ({_places(raw.unit, copies)})")
+
+
+def _written_twice(raw: SourceRun, rows: list[LoggedRow]) -> set[int] | None:
+    """The places of rows that another process of one run wrote, if all rows of a step that came again are of one.
+
+    Their rate and epoch are the same, and their losses nearly so.
+    """
+    first: dict[int, LoggedRow] = {}
+    again: list[int] = []
+    apart: list[float] = []
+    for row in rows:
+        if row.step is None or not _is_train(row) or (other := first.setdefault(row.step, row)) is row:
+            continue
+        (plan, loss), (own, own_loss) = _plan_of(other), _plan_of(row)
+        if None in plan or plan != own:
+            return None
+        again.append(row.place)
+        apart.append(abs(own_loss - loss) / max(abs(loss), abs(own_loss), _NOTHING))
+    if not apart or not sorted(apart)[len(apart) // 2] <= _ALIKE:
+        return None
+    raw.notes.append(
+        f"{len(again)} rows are of steps that another process of this run wrote, too, with nearly the same loss: left "
+        f"out ({_places(raw.unit, again)})"
+    )
+    return set(again)
+
+
+def _plan_of(row: LoggedRow) -> tuple[tuple[Json, Json], float]:
+    """The learning rate and epoch of a row, and its loss; NaN if it is no number."""
+    known, _ = train_columns(split_row(row.values).train)
+    loss = number_of(known.get("loss"))
+    return (known.get("lr"), known.get("epoch")), math.nan if loss is None else as_float(loss)
 
 
 def _note_jumps(raw: SourceRun, walk: _Walk) -> None:

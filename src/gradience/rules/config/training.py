@@ -221,6 +221,7 @@ def _best_is_deleted(facts: Facts) -> Iterator[Observation]:
     groups=("config", "log"),
     severity="info",
     confidence=0.6,
+    predicts=True,
     signs=("few_steps",),
     settings=("max_steps", "epochs"),
     thresholds=(SHORT_RUN,),

@@ -28,10 +28,10 @@ _GRAVE: Final = SEVERITIES.index("warning")
 _MEDIAN_ROWS: Final = 20  # rows from which a fifth has a median
 _SCATTERS: Final = 0.1  # noise of a row over the level
 _MANY_PASSES: Final = 10.0  # passes over the data that the story names
-_HIGH_NORM: Final = 50.0  # median gradient norm; trainings of real adapters have .05 to 20
+_HIGH_NORM: Final = 50.0  # median gradient norm: over it in 7 of 326 trainings at hand
 _RATES: Final = (1e-6, 5e-3)  # peak rates of Adam outside of which no recipe is
 _SOME_RATES: Final = 3  # rows from which the largest rate logged is near the peak
-_PEAK_NORM: Final = (100.0, 20.0)  # the highest gradient norm, and that over the median
+_PEAK_NORM: Final = (100.0, 20.0)  # the highest gradient norm, and that over the median: both in 7 of these
 _BEGINS: Final = 5.5  # nats at which no pretrained model begins: see INI195
 _NEAR_CHANCE: Final = 0.25  # of the way from chance to all right
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Annotated, Final
 
 from gradience.commands import options as opt
-from gradience.commands.output import code_of
+from gradience.commands.output import code_of, emit
+from gradience.errors import GradienceError
 from gradience.schema.document import RuleGroup
 from gradience.verbs.diagnose.options import DiagnoseOptions
 
@@ -37,7 +38,19 @@ def diagnose(
     options = replace(options, gap_threshold=resolved.gap(options.gap_threshold))
     from gradience.folder import find  # --help pays for nothing of this
 
-    found = find(path, run=options.run, adapter=options.adapter, config=options.config)
+    def table(place: Path | None) -> str:
+        """The table of the runs of a place, where no run is named."""
+        if place is None or options.run is not None or resolved.format != "text":
+            return ""
+        from gradience.verbs.runs.command import table_before  # most folders hold one run
+
+        return table_before(place, gap_threshold=options.gap_threshold, **resolved.rules)
+
+    try:
+        found = find(path, run=options.run, adapter=options.adapter, config=options.config)
+    except GradienceError:  # that asks to choose one of several runs, or of a place that is none
+        emit(table(path))
+        raise
     if found.weights.path is not None:
         from gradience.device import prepare_jax  # only where there are weights
 
@@ -48,12 +61,8 @@ def diagnose(
     from gradience.verbs.diagnose.run import source_locations  # the same
     from gradience.verbs.diagnose.view import diagnose_text  # --help needs none of it
 
-    before, place = "", found.log.path or found.folder
     several = report.monitor.other_runs if report.monitor else found.log.path is None
-    if several and place is not None and options.run is None and resolved.format == "text":
-        from gradience.verbs.runs.command import table_before  # most folders hold one run
-
-        before = table_before(place, gap_threshold=options.gap_threshold, **resolved.rules)
+    before = table(found.log.path or found.folder) if several else ""
     code = resolved.show(
         report,
         lambda it: before + diagnose_text(it, verbose=verbose, fails=resolved.fail_on is not None or not it.complete),

@@ -169,31 +169,49 @@ def probe_lines(report: MonitorReport) -> Iterator[str]:
 
 
 def _evals(report: MonitorReport) -> Iterator[Block]:
-    if not report.evals:
-        return
-    yield "Latest eval signals:"
+    if lines := [*_cells(report)]:
+        yield from ("Latest eval signals:", *lines, "")
+
+
+def _cells(report: MonitorReport) -> Iterator[Block]:
+    """The newest values of held-out data, but for those that the story says."""
     of = report.account
     for point in report.evals:
         restored = point.split == of.split and of.shown_step not in {None, point.step}
         at = f"  (the weights of step {of.shown_step}, restored)" if restored else ""
         if (shown := perplexity(point.metrics, of.loss)) is not None and math.isfinite(as_float(shown)):
             yield f"  {_label(point)} PPL: {number(shown)}{at}"
-        elif point.metrics.loss is not None:
-            yield f"  {_label(point)} loss: {number(point.metrics.loss, '.4g')}{at}"
+        elif (loss := point.metrics.loss) is not None and (at or not _told(report, point, "loss", _four(loss))):
+            yield f"  {_label(point)} loss: {_four(loss)}{at}"
     yield from _gap(report)
     for point in report.evals:
-        if point.metrics.accuracy is not None:
-            yield f"  {_label(point)} Acc: {percent(point.metrics.accuracy)}"
-        metrics = [metric for metric in of.metrics if metric.name in point.metrics.extras]
-        for metric in metrics[:_METRICS]:
-            course = _course(point, metric) if metric.split == point.split else _value(point, metric)
-            yield f"  {_label(point)} {metric.name}: {course}"
-        if len(metrics) > _METRICS:
-            yield f"  {_label(point)} and {len(metrics) - _METRICS} more metrics (--json)"
+        yield from _metrics(report, point)
     if of.kept_step is not None and of.marks:
         how = "restored" if of.selection.restored else "the last"
         yield f"  Kept:      step {of.kept_step} ({how})"
-    yield ""
+
+
+def _metrics(report: MonitorReport, point: EvalPoint) -> Iterator[Block]:
+    values = [] if point.metrics.accuracy is None else [("accuracy", "Acc", percent(point.metrics.accuracy))]
+    metrics = [metric for metric in report.account.metrics if metric.name in point.metrics.extras]
+    for metric in metrics[:_METRICS]:
+        course = _course(point, metric) if metric.split == point.split else _value(point, metric)
+        values.append((metric.name, metric.name, course))
+    yield from (
+        f"  {_label(point)} {label}: {value}" for name, label, value in values if not _told(report, point, name, value)
+    )
+    if len(metrics) > _METRICS:
+        yield f"  {_label(point)} and {len(metrics) - _METRICS} more metrics (--json)"
+
+
+def _told(report: MonitorReport, point: EvalPoint, name: str, value: str) -> bool:
+    """Whether the story says so, be it with more words behind it."""
+    words = f"{point.split} {name} {value}"
+    return any(f"{part.says} ".startswith((f"{words} ", f"{words},")) for part in report.story_parts)
+
+
+def _four(value: float | NonFinite) -> str:
+    return number(value, ".4g")
 
 
 def _value(point: EvalPoint, metric: MetricAccount) -> str:
