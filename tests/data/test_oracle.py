@@ -271,7 +271,7 @@ def test_packing_makes_as_many_sequences_as_trl() -> None:
 TURNS = ({"role": "system", "content": "Be short."}, ask("Why?"), say("So."), ask("And now?"), say("Nothing."))
 
 
-@pytest.mark.oracle("mlx_lm")
+@pytest.mark.oracle("mlx")
 @pytest.mark.parametrize("loss", ["assistant", "all"])
 @pytest.mark.parametrize(
     ("row", "named"),
