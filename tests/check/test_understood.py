@@ -48,7 +48,8 @@ def understood(given: dict[str, Any]) -> list[str]:
         ({"training": {"batch_size": 3, "extras": {"samples_per_step": 24}}},
          [RATE, "Batch:      24 per step (by the log's summary; 3 per device)"]),
         ({"max_steps": 50, "warmup_steps": 5}, [RATE, "Length:     50 steps, warmup 10.0%"]),
-        ({"max_steps": 50000, "warmup_steps": 5}, [RATE, "Length:     50000 steps, warmup under 0.1%"]),
+        ({"max_steps": 50000, "warmup_steps": 49}, [RATE, "Length:     50000 steps, warmup under 0.1%"]),
+        ({"max_steps": 50000, "warmup_steps": 50}, [RATE, "Length:     50000 steps, warmup 0.1%"]),
     ],
 )  # fmt: skip
 def test_a_line_says_what_was_given_and_what_follows(given: dict[str, Any], lines: list[str]) -> None:

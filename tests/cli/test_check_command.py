@@ -10,9 +10,6 @@ from tables import every
 
 from gradience.cli.main import main
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "configs"
-FLAT = str(GOLDEN / "good" / "flat.yaml")
-
 
 @every(
     ("arguments", "code"),
@@ -69,21 +66,3 @@ def test_targets_are_names_or_one_expression(
 ) -> None:
     main(["check", "--set", f"targets={given}", "--json"])
     assert json.loads(capsys.readouterr().out)["config"]["lora"]["target_modules"] == understood
-
-
-def test_overrides_reach_the_report(capsys: pytest.CaptureFixture[str]) -> None:
-    main(["check", "--set", "lr=1e-4", "--set", "r=8", "--set", "alpha=16", "--set", "target_modules=q,v", "--json"])
-    config = json.loads(capsys.readouterr().out)["config"]
-    assert config["optimizer"]["lr"] == 1e-4
-    assert (config["lora"]["r"], config["lora"]["alpha"], config["lora"]["target_modules"]) == (8, 16.0, ["q", "v"])
-
-
-@every(("steps", "shown"), [(100, "warmup under 0.1%"), (211, "warmup 0.1%"), (21069, "warmup 10.0%")])
-def test_a_short_warmup_is_not_shown_as_none(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], steps: int, shown: str
-) -> None:
-    settings = tmp_path / "training_args.json"
-    settings.write_text(json.dumps({"learning_rate": 2e-4, "max_steps": 210690, "warmup_steps": steps}))
-    main(["check", str(settings)])
-    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("  Length:"))
-    assert line.endswith(f"210690 steps, {shown}")

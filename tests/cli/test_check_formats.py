@@ -11,7 +11,6 @@ from tables import every
 from gradience import check_config
 from gradience.cli.main import main
 from gradience.configs.settings import keys_of, line_of
-from gradience.errors import ConfigError
 from gradience.rules.config import RULES
 from gradience.verbs.check.run import source_locations
 
@@ -69,10 +68,6 @@ def test_two_formats_at_once_are_refused(project: Path, capsys: pytest.CaptureFi
     assert "--format text" in capsys.readouterr().err
 
 
-def ids(capsys: pytest.CaptureFixture[str]) -> set[str]:
-    return {item["id"] for item in json.loads(capsys.readouterr().out).get("findings", [])}
-
-
 @pytest.mark.parametrize(
     ("name", "text"),
     [
@@ -92,16 +87,6 @@ def test_the_nearest_settings_file_applies_and_is_named(
     report = json.loads(capsys.readouterr().out)
     assert {item["id"] for item in report["findings"]} == {"REC002"}
     assert {"role": "settings", "path": str(project / name)} in report["sources"]
-
-
-def test_settings_may_name_the_checks_of_other_commands(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """One file for check, monitor and audit."""
-    (project / "gradience.toml").write_text("ignore = ['RND203', 'DIV', 'LR001']\n")
-    assert main(["check", "c.yaml", "--task", "sft", "--json"]) == 0
-    assert ids(capsys) == {"REC002"}
-    (project / "gradience.toml").write_text("select = ['RND203']\n")
-    assert main(["check", "c.yaml", "--task", "sft", "--json"]) == 0
-    assert ids(capsys) == set()
 
 
 @pytest.mark.parametrize(
@@ -126,15 +111,6 @@ def test_a_wrong_settings_file_is_one_line_that_says_what_to_do(
     assert captured.out == ""
     assert said in captured.err
     assert captured.err.count("\n") == 1
-
-
-def test_python_callers_get_no_settings_unasked(project: Path) -> None:
-    (project / "gradience.toml").write_text("ignore = ['LR']\n")
-    assert "LR001" in {item.id for item in check_config(document="c.yaml", task="sft").findings}
-    asked = check_config(document="c.yaml", task="sft", settings="gradience.toml")
-    assert "LR001" not in {item.id for item in asked.findings}
-    with pytest.raises(ConfigError, match="cannot read"):
-        check_config(document="c.yaml", settings="none.toml")
 
 
 def test_piped_text_keeps_to_a_hundred_columns(capsys: pytest.CaptureFixture[str]) -> None:

@@ -72,13 +72,6 @@ def test_svd_is_the_best_of_its_rank_and_tells_its_error(rank, save, tmp_path):
     assert report.relative_error == pytest.approx(np.sqrt(lost / energy), abs=1e-5)
 
 
-def test_an_adapter_with_itself_keeps_its_rank(save, tmp_path):
-    one = save("one", seed=1)
-    report = merge_adapters([one.folder, one.folder], tmp_path / "out", weights=[0.25, 0.75])
-    assert {row.rank for row in report.modules} == {4}
-    assert furthest(merged_update(one.model, tmp_path / "out"), [(1.0, one.update)]) < 1e-5
-
-
 def test_sixteen_bit_adapters_stay_so_and_the_error_includes_the_rounding(save, tmp_path):
     sides = [save(name, seed=seed, dtype=torch.bfloat16) for seed, name in enumerate(("one", "two"))]
     report = merge_adapters([s.folder for s in sides], tmp_path / "out", method="svd", rank=8, weights=[1 / 3, 2 / 3])

@@ -151,22 +151,13 @@ FAULTY: Final[list[tuple[str, Files, str]]] = [
             "tokenizer_config.json in run is <|endoftext|>"
         ),
     ),
-    (
-        "PRM504",
-        {"train.yaml": RECIPE + "default_system: You are a clerk.\n"} | modelfile(),
-        "the system prompt is 'You are a clerk.' in train.yaml, and none in Modelfile",
-    ),
-    (
-        "PRM504",
-        {"train.yaml": RECIPE + "default_system: You are a clerk.\n"} | modelfile(SYSTEM="You are a cook."),
-        "the system prompt is 'You are a clerk.' in train.yaml, and 'You are a cook.' in Modelfile",
-    ),
-    (
-        "PRM505",
-        adapter(**BOS, add_bos_token=True) | modelfile("<s>" + GO),
-        "the TEMPLATE of Modelfile begins with <s>, and tokenizer_config.json in run adds it (add_bos_token)",
-    ),
-]
+    ("PRM504", {"train.yaml": RECIPE + "default_system: You are a clerk.\n"} | modelfile(),
+     "the system prompt is 'You are a clerk.' in train.yaml, and none in Modelfile"),
+    ("PRM504", {"train.yaml": RECIPE + "default_system: You are a clerk.\n"} | modelfile(SYSTEM="You are a cook."),
+     "the system prompt is 'You are a clerk.' in train.yaml, and 'You are a cook.' in Modelfile"),
+    ("PRM505", adapter(**BOS, add_bos_token=True) | modelfile("<s>" + GO),
+     "the TEMPLATE of Modelfile begins with <s>, and tokenizer_config.json in run adds it (add_bos_token)"),
+]  # fmt: skip
 
 FAULTY += [
     (

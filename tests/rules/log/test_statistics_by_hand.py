@@ -4,11 +4,26 @@ from __future__ import annotations
 
 import math
 import random
+import statistics as standard
 
 import pytest
+from hypothesis import given, strategies as st
 from tables import every
 
-from gradience.rules.log.statistics import Bar, bounded, curve_of, excesses, levels_error, mann_kendall, noise, spread
+from gradience.rules.log.statistics import (
+    Bar,
+    curve_of,
+    excesses,
+    falls_with_logarithm,
+    levels_error,
+    mann_kendall,
+    mean_error,
+    median_error,
+    noise,
+    spread,
+    theil_sen,
+    trend_of,
+)
 
 
 def test_the_order_of_forty_values_is_counted_and_of_more_approached():
@@ -63,11 +78,6 @@ def test_of_under_eleven_rows_none_is_taken_to_resemble_the_one_before():
     assert levels_error(waves[:11], 2) == pytest.approx(1.2533 * noise(waves[:11]) * more)
 
 
-def test_small_values_are_put_at_the_least_whose_square_is_one():
-    assert bounded([1e-200, 1.0]) == [1e-100, 1.0]
-    assert bounded([-1e-200, 1.0]) == [-1e-100, 1.0]
-
-
 def test_spikes_of_a_long_series_are_found_once_each_also_behind_a_step_down():
     """Blocks of 64 rows: one ends at 10, the next is at 1."""
     values = [10.0] * 64_000 + [1.0] * 67_072
@@ -87,3 +97,39 @@ def test_of_one_value_or_none_there_is_no_order_and_no_spread(values):
 def test_the_spread_is_the_median_of_the_changes():
     assert spread([1.0, 3.0, 2.0, 7.0]) == 2.0
     assert spread([1.0, 3.0]) == 2.0
+
+
+def test_values_that_are_all_alike_have_no_trend():
+    assert mann_kendall([1.0] * 12) == 1.0
+    assert falls_with_logarithm([1.0] * 12) == 1.0
+
+
+def test_the_slope_of_few_values_has_no_bounds():
+    assert theil_sen([1.0]) == (0.0, -math.inf, math.inf)
+    assert theil_sen([2.0, 1.0])[1:] == (-math.inf, math.inf)
+
+
+def test_the_error_of_a_median_is_a_quarter_over_that_of_a_mean():
+    rng = random.Random(5)  # noqa: S311  # seeded on purpose
+    medians = [standard.median(rng.gauss(0, 2) for _ in range(25)) for _ in range(2000)]
+    assert median_error(2.0, 25) == pytest.approx(standard.stdev(medians), rel=0.06)
+    assert median_error(2.0, 25, 25) == pytest.approx(math.sqrt(2) * median_error(2.0, 25))
+
+
+def test_one_value_has_a_mean_of_unknown_error():
+    assert mean_error([3.0]) == (3.0, math.inf)
+    assert mean_error([1.0, 3.0]) == (2.0, pytest.approx(1.0))
+
+
+@given(st.lists(st.floats(1e-3, 1e3), min_size=2, max_size=60))
+def test_a_trend_has_a_p_and_a_least_fall_between_0_and_1(values):
+    found = trend_of(values)
+    assert 0.0 <= found.p <= 1.0
+    assert 0.02 <= found.least <= 1.0
+
+
+@given(st.lists(st.floats(1e-3, 1e3), min_size=2, max_size=60), st.floats(0.01, 100.0))
+def test_the_unit_changes_no_trend(values, unit):
+    one, other = trend_of(values), trend_of([value * unit for value in values])
+    assert other.fall == pytest.approx(one.fall, abs=1e-9)
+    assert other.noise == pytest.approx(one.noise, rel=1e-6, abs=1e-9)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from gradience.data import unsaid
+from gradience.data import question_of, unsaid
 from gradience.data.asked import AskedRow, RowTests, row_test
 from gradience.rules import Observation, Rule, Threshold, Unknown, premise
 from gradience.schema import Json, Severity
@@ -43,8 +43,29 @@ _MARKUP: Final = re.compile(r"</?[A-Za-z][^<>\n]{0,200}>|```|\b(?:HTML|XML)\b", 
 _REPLACEMENT: Final = "\ufffd"
 # None, null and n/a may be answers.
 _MISSING: Final = frozenset(
-    {"nan", "NaN", "<NA>", "NaT", "#N/A", "[object Object]", "TODO", "todo", "TBD", "tbd", "FIXME"}
+    {
+        "nan",
+        "NaN",
+        "<NA>",
+        "NaT",
+        "#N/A",
+        "[object Object]",
+        "TODO",
+        "todo",
+        "TBD",
+        "tbd",
+        "FIXME",
+        "[deleted]",
+        "[removed]",
+    }
 )
+_FAILURE: Final = re.compile(
+    r"\s*(?:Error code: [45]\d\d\b|(?:HTTP |Error )*[45]\d\d (?:Bad Gateway|Too Many Requests|Service Unavailable"
+    r"|Gateway Time-?out|Internal Server Error)|Internal Server Error\W*\Z|Rate limit (?:reached|exceeded)"
+    r"|(?:The )?(?:request|read) timed out|\{?[\"']error[\"']: ?\{)",
+    re.IGNORECASE,
+)
+_FAILURE_ASKED: Final = re.compile(r"error|status|http|exception|json|code|fail|server|\b[45]\d\d\b", re.IGNORECASE)
 # A line break in two letters. Before a lower-case letter it may be a command of LaTeX, and between quotes it is code.
 _SPELT_BREAK: Final = re.compile(r"[^\s\\]\\n(?![a-z])")
 _QUOTES: Final = re.compile(r"[`\"']|^\s*[\[{<]")
@@ -477,12 +498,18 @@ def missing_value(row: AskedRow) -> bool:
     return any(answer.strip() in _MISSING for answer in row.answers)
 
 
+@row_test
+def failure_said(row: AskedRow) -> bool:
+    """The last answer is what a service says that fails, and nothing of the kind was asked."""
+    return bool(row.answers and _FAILURE.match(row.answers[-1]) and not _FAILURE_ASKED.search(question_of(row.columns)))
+
+
 @DataRule("DAT311", severity="warning", confidence=0.8, thresholds=(SLIPS,))
 def _empty_answer(data: DataReport) -> Iterator[Observation]:
     """empty answers
 
     a wanted answer holds nothing but white space: no thought, call, image or sound either; or {slips} of the rows have
-    an answer that is only nan, NA, TODO or the like
+    an answer that is only nan, NA, TODO, [deleted] or the like, or what a service says that fails
 
     Why: The model learns to answer with nothing, or with what stands for a value that is missing or yet to be written.
     Scope: formats with answers; none, null and n/a may be answers, and are not counted
@@ -495,6 +522,9 @@ def _empty_answer(data: DataReport) -> Iterator[Observation]:
     yield from seen_in(data, data.rows_with("empty_answer"), "have an empty answer")
     yield from seen_in(
         data, data.rows_with("missing_value"), "have an answer that is only nan, <NA>, TODO or the like", at_least=SLIPS
+    )
+    yield from seen_in(
+        data, data.rows_with("failure_said"), "have an answer that a failing service gave, such as 502", at_least=SLIPS
     )
 
 
@@ -533,6 +563,7 @@ RULES = (
 ROW_TESTS: RowTests = (
     empty_answer,
     missing_value,
+    failure_said,
     replacement,
     mojibake,
     entities,

@@ -36,8 +36,10 @@ KNOWN_WORDS = Threshold("known_words", 30, "words", "proposal: fewer are no samp
 CUT_LENGTH = Threshold(
     "cut_length", 100, "characters", "proposal: shorter texts are of one length by their form, as dates and codes are"
 )
+CUT_SHARE = Threshold("cut_share", 0.2, "of such answers", "public sets with 20 such answers and more: at most 0.05")
 _QUOTED: Final = 4  # words of an answer from which its standing in the question is no chance
 _PASTED: Final = 60  # characters that all turns of a user begin with, from which they are no greeting
+_SENTENCES: Final = 3  # ends of sentences within an answer
 _LEAST: Final = 15  # characters without a blank that a secret has at least, and few words: it saves the longer search
 _BLOCKS: Final = ("-----BEGIN", "Private-Lines")  # which begin one of several words
 _DATA_URL: Final = re.compile(r"data:[\w.+/-]{3,80};base64,[A-Za-z0-9+/=]{200}")
@@ -46,6 +48,17 @@ _WHO: Final = re.compile(
 )
 _CALL: Final = re.compile(r"<tool_call>\s*(\{.*?)\s*(?:</tool_call>|<tool_call>|\Z)", re.DOTALL)
 _ROLE: Final = re.compile(r"\s*(?:\*\*)?(?:Assistant|AI|Bot|Chatbot|ChatGPT|User|Human)(?:\*\*)?\s?:", re.IGNORECASE)
+_OTHERS_TURN: Final = re.compile(r"^(?:User|Human): .*\n(?:.*\n){0,8}?(?:Assistant|AI|Bot|Chatbot): ", re.MULTILINE)
+_TALK: Final = re.compile(r"dialog|conversation|chat|transcript|script|interview|\brole|\bturns?\b", re.IGNORECASE)
+_SENTENCE_END: Final = re.compile(r"[.!?]\s+\S")
+_FENCE: Final = re.compile(r"^\s*```", re.MULTILINE)
+_ITEM: Final = re.compile(r"\s*(?:[-*+#>|\u2022]|\d+[.)])")
+_LINE: Final = 80  # characters of a last line from which it is no heading and no signature
+_PLACEHOLDER: Final = re.compile(r"(?<![\\\w${}%])(\{\{? ?[A-Za-z][A-Za-z_ ]{1,29}\}?\})(?![\w}])")
+_TEMPLATE_ASKED: Final = re.compile(
+    r"template|placeholder|jinja|latex|json|f-string|format|variable|css|html|regex|blank|schema|brace|string|\\|\$",
+    re.IGNORECASE,
+)
 _END: Final = re.compile(r"(?:</([A-Za-z_]\w{0,20})>|\[(?:EOS|PAD|UNK)\])\s*\Z")
 _EXPORT: Final = re.compile(
     r"\n\[?\d{1,2}[/.]\d{1,2}[/.]\d{2,4},? \d{1,2}:\d{2}(?::\d{2})?(?:\s?[AaPp][Mm])?\]?(?: -)? [^:\n]{1,40}:"
@@ -316,10 +329,15 @@ def _answered_in(data: DataReport) -> Iterator[Observation]:
         yield Observation(f"{counted(asked.rows, asked.stated)} {says}", values(asked.rows, asked.stated))
 
 
-@row_kinds("role_said", "tag_left", "exported")
+@row_kinds("role_said", "tag_left", "exported", "turns_within")
 def _left_over(row: AskedRow) -> Iterator[str]:
-    """An answer begins with a role's name, or ends with a tag that nothing opened; or a line is a chat's export."""
+    """An answer begins with a role's name, ends with a tag that nothing opened, or holds further turns.
+
+    Or a line is a chat's export.
+    """
     answers = row.answers
+    if any(map(_OTHERS_TURN.search, answers)) and not _TALK.search(question_of(row.columns)):
+        yield "turns_within"
     if any(map(_ROLE.match, answers)):
         yield "role_said"
     ends = [(answer, end) for answer in answers if answer.rstrip()[-1:] in {">", "]"} and (end := _END.search(answer))]
@@ -333,8 +351,9 @@ def _left_over(row: AskedRow) -> Iterator[str]:
 def _leavings(data: DataReport) -> Iterator[Observation]:
     """what another program wrote around the texts
 
-    in {some} of the rows an answer begins with the name of a role, or ends with a closing tag that nothing opened or
-    with [EOS]; or a row has the dates and names of a chat's export
+    in {some} of the rows an answer begins with the name of a role, ends with a closing tag that nothing opened or with
+    [EOS], or has a line of the user and one of the assistant, which nobody asked for; or a row has the dates and names
+    of a chat's export
 
     Why: The model learns to write it with each answer; the template marks turns by tokens of its own.
     Scope: formats with answers; control tokens such as </s> are for DAT328 and DAT329
@@ -346,6 +365,7 @@ def _leavings(data: DataReport) -> Iterator[Observation]:
     for rows, says in (
         (data.rows_with("role_said"), "have an answer that begins with the name of a role, such as Assistant:"),
         (data.rows_with("tag_left"), "have an answer that ends with a tag that nothing opened, or with [EOS]"),
+        (data.rows_with("turns_within"), "have an answer that goes on with turns of the user and the assistant"),
         (data.rows_with("exported"), "hold the dates and names of a chat's export, or <Media omitted>"),
     ):
         yield from seen_in(data, rows, says, at_least=SOME)
@@ -446,6 +466,67 @@ def _headers(data: DataReport) -> Iterator[Observation]:
     return seen_in(data, data.rows_with("header"), "hold the names of their columns")
 
 
+@row_kinds("fence_open", "several_sentences", "unended")
+def _ends_early(row: AskedRow) -> Iterator[str]:
+    """The last answer opens a block of code and leaves it open; or it is prose, whose last sentence has no end."""
+    answer = (row.answers or [""])[-1].rstrip()
+    if len(_FENCE.findall(answer)) % 2:
+        yield "fence_open"
+    line = answer.rpartition("\n")[2]
+    if len(line) < _LINE or "```" in answer or _ITEM.match(line) or len(_SENTENCE_END.findall(answer)) < _SENTENCES:
+        return
+    yield "several_sentences"
+    if line[-1].isalpha() or line[-1] == ",":
+        yield "unended"
+
+
+@DataRule("DAT383", severity="warning", confidence=0.75, thresholds=(SOME, CUT_SHARE, FEW_LABELS))
+def _cut_off(data: DataReport) -> Iterator[Observation]:
+    """answers that are cut off
+
+    in {some} of the rows the answer opens a block of code and leaves it open; or of the answers of several
+    sentences {cut_share}, {few_labels} at least, end with a letter or a comma
+
+    Why: The model learns to stop in the midst of a sentence or of code.
+    Scope: the last answer; prose of four sentences and more whose last line is no item of a list
+    Action: take the whole answers; raise the limit of tokens with which they were written
+    Verify: the ends of these answers
+    Source: arithmetic -- what is cut by a count ends where a sentence does only by chance
+    """
+    prose, unended = data.rows_with("several_sentences"), data.rows_with("unended")
+    says = "open a block of code in the answer, and leave it open"
+    yield from seen_in(data, data.rows_with("fence_open"), says, at_least=SOME)
+    if unended.count >= max(CUT_SHARE.value * prose.count, FEW_LABELS.value):
+        what = "answers of several sentences"
+        yield Observation(f"{counted(unended, prose.count, what)} end within a sentence", values(unended, prose.count))
+
+
+@row_test
+def placeholder_left(row: AskedRow) -> bool:
+    """The question has a name in braces that its answer has not, and speaks of nothing that is written with braces."""
+    question = question_of(row.columns)
+    left = _PLACEHOLDER.findall(question) if "{" in question and row.answers else []
+    asked = _TEMPLATE_ASKED.search(question) or _CODE_ASKED.search(question)
+    return bool(left and not asked and not any(one in answer for one in left for answer in row.answers))
+
+
+@DataRule("DAT384", severity="warning", confidence=0.75, thresholds=(SOME,))
+def _unfilled(data: DataReport) -> Iterator[Observation]:
+    """names in braces in the questions
+
+    in {some} of the rows the question holds a name in braces that the answer does not have
+
+    Why: Where a pattern was not filled in, what the answer is about is not in the question: the model learns to make it
+        up.
+    Scope: questions that speak neither of code nor of templates, formats and the like
+    Action: fill in the pattern, by str.format or an f-string
+    Verify: the text of these rows (--set show_rows=true)
+    Source: arithmetic -- questions that should differ are one and the same text
+    """
+    left = data.rows_with("placeholder_left")
+    return seen_in(data, left, "ask with a name in braces that nothing was put in place of", at_least=SOME)
+
+
 @DataRule("DAT378", severity="error", confidence=0.8, thresholds=(KNOWN_WORDS, SOME, HALF))
 def _other_rows(data: DataReport) -> Iterator[Observation]:
     """answers of other rows
@@ -519,6 +600,8 @@ RULES = (
     _headers,
     _other_rows,
     _one_length,
+    _cut_off,
+    _unfilled,
 )
 
 ROW_TESTS: RowTests = (
@@ -532,4 +615,6 @@ ROW_TESTS: RowTests = (
     _left_over,
     _notation,
     header,
+    _ends_early,
+    placeholder_left,
 )
