@@ -65,28 +65,17 @@ LOST = [(200, 0.9, 0.5), (400, 0.7, 0.72), (600, 0.8, 0.6), (800, 0.9, 0.55), (1
     ("args", "state", "advice"),
     [
         ({"save_steps": 200}, {}, "Use checkpoint-400, if it was kept: eval f1 was best at step 400"),
-        (
-            {"save_steps": 200, "save_total_limit": 2},
-            {},
-            "Train again for about 400 steps, or with load_best_model_at_end: eval f1 was best there",
-        ),
-        (
-            {"save_steps": 200, "save_total_limit": 2},
-            {"best_metric": 0.72, "best_model_checkpoint": "out/checkpoint-400"},
-            "Use checkpoint-400, if it was kept: eval f1 was best at step 400",
-        ),
-        (
-            {"load_best_model_at_end": True, "metric_for_best_model": "f1", "save_steps": 200},
-            {"best_metric": 0.72, "best_model_checkpoint": "out\\checkpoint-400"},
-            None,
-        ),
-        (
-            {"save_strategy": "no"},
-            {},
-            "Train again for about 400 steps, or with load_best_model_at_end: eval f1 was best there",
-        ),
+        ({"save_steps": 200, "save_total_limit": 2}, {},
+         "Train again for about 400 steps, or with load_best_model_at_end: eval f1 was best there"),
+        ({"save_steps": 200, "save_total_limit": 2},
+         {"best_metric": 0.72, "best_model_checkpoint": "out/checkpoint-400"},
+         "Use checkpoint-400, if it was kept: eval f1 was best at step 400"),
+        ({"load_best_model_at_end": True, "metric_for_best_model": "f1", "save_steps": 200},
+         {"best_metric": 0.72, "best_model_checkpoint": "out\\checkpoint-400"}, None),
+        ({"save_strategy": "no"}, {},
+         "Train again for about 400 steps, or with load_best_model_at_end: eval f1 was best there"),
     ],
-)
+)  # fmt: skip
 def test_advice_on_overfitting_is_what_is_possible_and_was_not_done(args, state, advice, tmp_path):
     report = reported(tmp_path, [*trained(FALLING), *evaluated("f1", LOST)], args, **state)
     (found,) = [each for each in report.findings if each.id == "OVF110"]
@@ -143,19 +132,13 @@ def test_a_held_out_loss_is_paired_with_training_rows_of_its_step(at, pair, tmp_
 @every(
     ("rows", "story", "advice"),
     [
-        (
-            [*trained(FALLING), {"step": 1000, "eval_loss": "NaN"}],
-            "not finite: eval loss at step 1000; learns;",
-            "Evaluate again in float32, and look for a batch without a label: the training losses are finite",
-        ),
+        ([*trained(FALLING), {"step": 1000, "eval_loss": "NaN"}], "not finite: eval loss at step 1000; learns;",
+         "Evaluate again in float32, and look for a batch without a label: the training losses are finite"),
         (trained([*FALLING[:5], float("nan"), float("nan")]), "not finite: loss at step 600, 2 training rows;", None),
-        (
-            trained([40.0 - row for row in range(20)]),
-            "loss starts at 40, above that of a uniform guess over",
-            "Decode a row with its labels, and see whether the loss is summed over tokens, steps or several losses",
-        ),
+        (trained([40.0 - row for row in range(20)]), "loss starts at 40, above that of a uniform guess over",
+         "Decode a row with its labels, and see whether the loss is summed over tokens, steps or several losses"),
     ],
-)
+)  # fmt: skip
 def test_a_cause_has_the_advice_that_is_right_for_it(rows, story, advice, tmp_path):
     report = reported(tmp_path, rows)
     assert report.story.startswith(story)
