@@ -150,6 +150,8 @@ CASES: dict[str, Case] = {
         [10],
         "training_args.bin was not used: not read: a pickle that names os.system",
     ),
+    "marks of progress are no rows": Case({LOG: falling(5, 10) + '{"current_steps": 11, "total_steps": 100}\n' * 6},
+        [5, 10], "measured nothing, marks of progress only: line 3, 4, 5, 6, 7 ..."),
     "copies are written once": Case({LOG: factory((5, 2.0), (10, 1.5), (10, 1.5), (15, 1.0), (5, 2.0))}, [5, 10, 15],
         "2 rows are copies of an earlier one, written once (lines 3, 5)"),
     "swapped rows": Case({LOG: factory((5, 2.0), (15, 1.0), (10, 1.5), (20, 0.9))}, [5, 10, 15, 20],
