@@ -215,3 +215,18 @@ def test_the_classes_of_a_known_data_set_are_those_of_its_name():
         for name in names.split():
             run = RunSeries("r", config=ConfigSnapshot(dataset_name=f"Owner/{name.upper().replace('_', '-')}"))
             assert RunFacts(run).num_labels == classes, name
+
+
+def test_of_many_metrics_six_are_shown_with_their_course_and_the_rest_counted(tmp_path):
+    names = ("f1", "rouge1", "rouge2", "bleu", "chrf", "wer", "cer", "meteor")
+    seen = ((200, 1.5, 0.51), (600, 1.0, 0.71), (1000, 1.2, 0.61))
+    rows = [
+        {"step": step, "eval_loss": loss, **{f"eval_{name}": x + k / 100 for k, name in enumerate(names)}}
+        for step, loss, x in seen
+    ]
+    shown = monitor_text(reported(tmp_path, [*trained(FALLING), *rows])).split("(step 1000)\n")[1].split("\n\n")[0]
+    assert shown.splitlines() == [
+        *(f"  Eval  {n}: 0.6{k}  (first 0.5{k}, best 0.7{k} at step 600)" for k, n in enumerate(names[:5], 1)),
+        "  Eval  wer: 0.66  (first 0.56)",
+        "  Eval  and 2 more metrics (--json)",
+    ]

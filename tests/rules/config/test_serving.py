@@ -54,7 +54,7 @@ def test_an_engine_and_a_feature_have_one_row_and_every_engine_has_some() -> Non
     )
     assert {fact.row.engine for fact in FACTS} == set(ENGINES)
     assert {fact.feature for fact in FACTS} | {"alora"} == set(SHOWN) == set(FEATURES) - {"rank"}
-    assert all(bool(fact.row.only) for fact in FACTS if fact.feature in {"targets", "base"})
+    assert all(bool(fact.row.only) for fact in FACTS if fact.feature in {"targets", "base", "model"})
 
 
 @given(rank=st.integers(1, 600))
@@ -119,9 +119,10 @@ SHOWN = {  # a feature: settings or surroundings that show it, and those like th
     "targets": ({"target_modules": ["q_proj", "a.wqkv"]}, {"target_modules": ["a.q_proj", "o_proj"]}),
     "embedding_or_head": ({"target_modules": ["q_proj", "lm_head"]}, {"target_modules": ["head"]}),
     "tied_head": (_held(tied_head=["lm_head"]), _held(head=["lm_head"])),
-    "expression": ({"target_modules": ".*q_proj"}, {"target_modules": ["q_proj"]}),
+    "expression": ({"target_modules": ".*q_proj"}, {"target_modules": "all-linear"}),
     "prefix": (PLAIN._replace(moved=MOVED), PLAIN._replace(moved=MOVED._replace(saved=False))),
     "base": (PLAIN._replace(coverage=WHISPER), PLAIN),
+    "model": (PLAIN._replace(coverage=WHISPER), PLAIN),
     "start": ({"init": "pissa"}, {"init": "gaussian"}),
     "absent": (_held()._replace(absent=frozenset({"model.layers.0.self_attn.q_proj"})),
         _held()._replace(absent=frozenset({"model.layers.1.self_attn.q_proj"}))),
