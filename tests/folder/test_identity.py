@@ -162,6 +162,9 @@ def test_a_damaged_adapter_is_a_cause_and_a_pointer_is_weights_that_are_not_ther
     assert (report.verdict, report.complete) == ("worth_a_look", True)
     assert report.sources[2].state == "absent"
     assert "'git lfs pull' fetches the weights" in report.sources[2].reason
+    for name in ("trainer_state.json", "run.jsonl"):
+        (folder / name).unlink(missing_ok=True)
+    assert diagnose(folder).verdict == "could_not_judge"  # of settings alone
 
 
 def test_a_target_that_adapted_nothing_is_found_in_a_folder_by_its_own_config(tmp_path):
