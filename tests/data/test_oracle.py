@@ -277,14 +277,11 @@ TURNS = ({"role": "system", "content": "Be short."}, ask("Why?"), say("So."), as
     [
         ({"messages": [*TURNS]}, {}, ("assistant", "all")),
         ({"messages": [*TURNS[:-1]]}, {}, ("assistant", "all")),
-        (
-            {"prompt": "Why?", "completion": "So."},
-            {"prompt": "instruction", "completion": "output"},
-            ("assistant", "all"),
-        ),
+        ({"prompt": "Why?", "completion": "So."}, {"prompt": "instruction", "completion": "output"},
+         ("assistant", "all")),
         ({"text": "Rain falls."}, {}, ("all",)),
     ],
-)
+)  # fmt: skip
 def test_rows_are_those_of_mlx(
     folders: dict[str, Path], row: dict[str, Any], named: dict[str, str], losses: tuple[LossOn, ...]
 ) -> None:
