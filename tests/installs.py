@@ -73,11 +73,8 @@ CALLS = (
     Call("merge {run}/peft {run}/peft --out {tmp}/merged --method linear"),
     Call("merge {run}/peft {run}/peft --check", may_find=True),
     Call("verify {tmp}/merged-base --base {tmp}/base --adapter {run}/peft", may_find=True),
-    Call(
-        "bench {run}/peft --base {tmp}/base --data {tmp}/texts.jsonl --candidates svd:2 --out {tmp}/bench",
-        "hf",
-        may_find=True,
-    ),
+    Call("bench {run}/peft --base {tmp}/base --data {tmp}/texts.jsonl --candidates svd:2 --out {tmp}/bench", "hf",
+         may_find=True),
     Call("rules LR001"),
     Call("validate {run}/run.jsonl"),
     Call("schema telemetry"),
@@ -88,7 +85,7 @@ CALLS = (
     Call("runs {run} --out {tmp}/runs", "fleet"),
     Call("runs query {run} select(1) --out {tmp}/runs", "fleet"),
     Call("runs best {run} --metric train/loss --out {tmp}/runs", "fleet"),
-)
+)  # fmt: skip
 
 
 class Fault(Exception):  # noqa: N818  # what is wrong with an install

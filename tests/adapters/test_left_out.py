@@ -214,25 +214,16 @@ NOTES = [
     (lora("q"), {"alpha_pattern": {"y": 4}}, "1 keys of alpha_pattern match no module of the file (first: 'y')"),
     (ADALORA, ADA | {"init_r": 2, "rank_pattern": {"x": 4}, "alpha_pattern": {"y": 4}}, ""),  # which has no patterns
     (lora("a.q", "b.q", "v"), {"alpha_pattern": {"a.q": 2, "b.q": 2, "q": 4}}, CONTESTED),
-    (
-        lora("a", "b", "k"),
-        {"rank_pattern": {"a": 8, "b": 8}},
-        "2 of 3 modules (first: a) have another rank in the file than in the config; the file's is used",
-    ),
-    (
-        lora("q") | {"q.lora_magnitude_vector": (5,)},
-        {},
-        "DoRA: the update is s B A rescaled by the magnitude, and follows only with the base",
-    ),
+    (lora("a", "b", "k"), {"rank_pattern": {"a": 8, "b": 8}},
+     "2 of 3 modules (first: a) have another rank in the file than in the config; the file's is used"),
+    (lora("q") | {"q.lora_magnitude_vector": (5,)}, {},
+     "DoRA: the update is s B A rescaled by the magnitude, and follows only with the base"),
     (lora("q"), {"use_dora": True}, ""),
     (lora("q"), {"target_modules": ["v", "q"]}, ""),
-    (
-        lora("q"),
-        {"target_modules": ["v", "k", "o", "x", "y"]},
-        "no target module of the config (v, k, o, x) is in the file: is it another adapter's?",
-    ),
+    (lora("q"), {"target_modules": ["v", "k", "o", "x", "y"]},
+     "no target module of the config (v, k, o, x) is in the file: is it another adapter's?"),
     (lora("q"), VARIANTS, SAID),
-]
+]  # fmt: skip
 
 
 @every(("shapes", "config", "note"), NOTES)
@@ -245,18 +236,12 @@ def test_a_note_counts_and_names_the_first(shapes, config, note, tmp_path):
     ("kind", "said", "cause"),
     [
         ("IA3", "its update is what PEFT's merge makes of the base: give it with --base", LeftoverReason.NEEDS_BASE),
-        (
-            "PROMPT_TUNING",
-            "trains a prompt and changes no weight: there is no update to analyse",
-            LeftoverReason.TYPE_NOT_ANALYSED,
-        ),
-        (
-            "XLORA",
-            "depends on the input, and PEFT has no merge for it: there is no update to analyse",
-            LeftoverReason.TYPE_NOT_ANALYSED,
-        ),
+        ("PROMPT_TUNING", "trains a prompt and changes no weight: there is no update to analyse",
+         LeftoverReason.TYPE_NOT_ANALYSED),
+        ("XLORA", "depends on the input, and PEFT has no merge for it: there is no update to analyse",
+         LeftoverReason.TYPE_NOT_ANALYSED),
     ],
-)
+)  # fmt: skip
 def test_of_a_type_that_is_not_analysed_only_whole_tensors_have_a_role(kind, said, cause, tmp_path):
     whole = {"head.weight": (3,), "x.trainable_tokens_delta": (2, 3)}
     config = {"modules_to_save": ["head"], "alpha": [1]}  # a field of ours that means something else

@@ -218,11 +218,8 @@ UNFIT = [
     ("nvfp4-modelopt", {"weight_scale_2": np.full(1, 3e38, np.float32)}, "is NaN or infinite"),
     ("nf4", {"weight.absmax": np.full(32, np.nan, np.float32)}, "is NaN or infinite"),
     ("int4-zeros", {"weight_zero_point": np.full((32, 2), np.inf, np.float32)}, "is NaN or infinite"),
-    (
-        "mxfp4",
-        {"weight_scale": np.full((32, 3), 100, np.uint8)},
-        "weight_scale, U8 of shape [32, 3], does not fit a weight of shape [32, 64]",
-    ),
+    ("mxfp4", {"weight_scale": np.full((32, 3), 100, np.uint8)},
+     "weight_scale, U8 of shape [32, 3], does not fit a weight of shape [32, 64]"),
     ("int4", {"weight_shape": np.array([32, 640])}, "640 codes in 8 words of 32 bits"),
     ("int4", {"weight_shape": np.array([33, 64])}, "codes of shape [32, 8] for a weight of [33, 64]"),
     ("int8-zeros", {"weight_zero_point": np.zeros((32, 2), np.int8)}, "weight_zero_point, I8 of shape [32, 2], does"),
@@ -261,7 +258,7 @@ UNFIT = [
     ("gptq-4", {"qzeros": np.zeros((1, 2, 4), np.int32)}, "qzeros of shape [1, 2, 4], which is no matrix"),
     ("gptq-4", {"qzeros": np.zeros(8, np.int32)}, "qzeros of shape [8], which is no matrix"),
     ("gptq-4", {"scales": None}, "scales is not beside its codes"),
-]
+]  # fmt: skip
 
 
 @every(("name", "changed", "says"), UNFIT)

@@ -216,10 +216,7 @@ def test_data_of_one_class_and_labels_that_are_none_are_refused(classifier, tmp_
     [
         (["--candidates", "svd:x"], "'svd:x': 'x' is not a number"),
         (["--candidates", "half"], "'half' is not a candidate"),
-        (
-            ["--candidates", "kl:.01"],
-            "needs --base and --calibration-data (give the base, and other rows than ",
-        ),
+        (["--candidates", "kl:.01"], "needs --base and --calibration-data (give the base, and other rows than "),
         (["--tolerance", "some"], "the tolerance is 'some'"),
         (["--metric", "run-me"], "has no {adapter}"),
         (["--metric", "accuracy"], "needs --base and --data"),
@@ -228,7 +225,7 @@ def test_data_of_one_class_and_labels_that_are_none_are_refused(classifier, tmp_
         (["--metric", "echo 0.5 {adapter}"], "expected a list of one number per example"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
-)
+)  # fmt: skip
 def test_an_unusable_option_is_one_line_and_a_two(classifier, tmp_path, capsys, arguments, says):
     known = [] if "accuracy" in arguments else ["--base", classifier.base, "--data", classifier.data]
     given = [classifier.data if word == "@data" else word for word in arguments]

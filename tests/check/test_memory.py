@@ -232,23 +232,14 @@ ALIGNED = {"num_generations": 2, "max_completion_length": 100}
         ({"desirable_weight": 1.0}, "4 x 256", (OFF, TILES)),
         ({"desirable_weight": 1.0, "use_liger_kernel": True}, "4 x 256", (OFF, TILES.partition(";")[0])),
         ({"generate_during_eval": False}, "4 pairs, so 8 x 256", ("all logits, as in TRL 1.16",)),
-        (
-            {**ALIGNED, "gradient_accumulation_steps": 3},
-            "4 x 256",
-            ("100 tokens of them generated", "no reference, as beta is not stated", f"12 {AT_ONCE}", OF_COMPLETIONS),
-        ),
-        (
-            {**ALIGNED, "beta": 0.1, "use_vllm": True},
-            "4 x 256",
-            ("100 tokens of them generated", OFF, "what vLLM takes is left out", OF_COMPLETIONS),
-        ),
-        (
-            {**ALIGNED, "normalize_advantages": True, "steps_per_generation": 5},
-            "4 x 256",
-            ("100 tokens of them generated", "a reference, as beta is not stated", f"20 {AT_ONCE}", OF_COMPLETIONS),
-        ),
+        ({**ALIGNED, "gradient_accumulation_steps": 3}, "4 x 256",
+         ("100 tokens of them generated", "no reference, as beta is not stated", f"12 {AT_ONCE}", OF_COMPLETIONS)),
+        ({**ALIGNED, "beta": 0.1, "use_vllm": True}, "4 x 256",
+         ("100 tokens of them generated", OFF, "what vLLM takes is left out", OF_COMPLETIONS)),
+        ({**ALIGNED, "normalize_advantages": True, "steps_per_generation": 5}, "4 x 256",
+         ("100 tokens of them generated", "a reference, as beta is not stated", f"20 {AT_ONCE}", OF_COMPLETIONS)),
     ],
-)
+)  # fmt: skip
 def test_what_an_objective_adds_to_a_step_is_said(
     base: Path, settings: dict[str, Any], rows: str, said: tuple[str, ...]
 ) -> None:

@@ -135,6 +135,8 @@ DROPPED, OTHERWISE = "dropped in silence", "applied otherwise than trained"
         ("sglang", "", {"use_rslora": True}, [f"{PLAIN}.lora_B.bias"],
          [(LANGUAGE, 2, 0, "", None, OTHERWISE), (BIASES, 1, 0, "", None, NOT_JUDGED)],
          "SGLang misreads use_rslora"),
+        ("lorax", "", {"layers_to_transform": [0]}, [], [(LANGUAGE, 2, 0, "", 1.0, DROPPED)],
+         "LoRAX leaves out modules of some layers alone (2 modules, 100% of the update's energy)"),
         ("lorax", "", {"lora_bias": True}, [f"{PLAIN}.lora_B.bias"],
          [(LANGUAGE, 2, 0, "", None, APPLIED), (BIASES, 1, 0, "", None, DROPPED)],
          "LoRAX leaves out a trained bias (1 module)"),
@@ -225,16 +227,19 @@ def test_what_is_not_known_without_the_base_or_the_version_is_said(tmp_path: Pat
     later += "models that were created before are served"
     asks = "the base's type is not known here (--base): safetensors are converted for the architectures llama and "
     asks += "gemma2 alone"
-    for kind, fate, reason in ((None, NOT_JUDGED, f"{asks}; {later}"), ("mistral", APPLIED, later)):
-        base = None
-        if kind is not None:
-            base = tmp_path / kind
-            base.mkdir()
-            (base / "config.json").write_text(json.dumps({"model_type": kind}))
-        (group,) = check_config(document=adapter, base=base, serve=["ollama"]).serving
-        assert (group.fate, group.reason) == (fate, reason)
-    (group,) = check_config(document=adapter, serve=["ollama@0.34"]).serving
-    assert (group.fate, group.reason) == (NOT_JUDGED, asks)
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "config.json").write_text(json.dumps({"model_type": "mistral"}))
+    served = {"ollama": f"{asks}; {later}", "ollama@0.34": asks, "mlx": "the base's type", "tensorrt": ""}
+    for engine, reason in served.items():
+        (group,) = check_config(document=adapter, serve=[engine]).serving
+        assert (group.fate == NOT_JUDGED, group.reason[: len(reason) or None]) == (bool(reason), reason)
+    named = save(tmp_path / "b", {PLAIN: 1.0}, base_model_name_or_path="google/gemma-2-2b", use_dora=False)
+    for folder, base in ((adapter, tmp_path / "base"), (named, None)):
+        (group,) = check_config(document=folder, base=base, serve=["ollama"]).serving
+        assert (group.fate, group.reason) == (APPLIED, later)
+    dora = save(tmp_path / "c", {PLAIN: 1.0}, use_dora=True)
+    (group,) = check_config(document=dora, serve=["tensorrt"]).serving
+    assert (group.fate, group.reason) == (APPLIED, "")
 
 
 def test_names_that_the_base_has_under_no_known_stem_are_dropped_whatever_the_targets_say(tmp_path: Path) -> None:
@@ -325,7 +330,7 @@ def test_a_pattern_of_expert_parameters_is_of_those_that_peft_scales_otherwise(k
 @pytest.mark.oracle("mlx")
 def test_mlx_lm_has_models_of_the_types_that_it_is_said_to_take() -> None:
     loader = import_module("mlx_lm.utils")
-    (row,) = [fact.row for fact in FACTS if (fact.row.engine, fact.feature) == ("mlx", "base")]
+    (row,) = [fact.row for fact in FACTS if (fact.row.engine, fact.feature) == ("mlx", "model")]
     folder = Path(str(import_module("mlx_lm.models").__file__)).parent
     files = {loader.MODEL_REMAPPING.get(kind, kind) for kind in row.only}
     assert {kind for kind in files if not (folder / f"{kind}.py").is_file()} == set()

@@ -26,15 +26,14 @@ ADAPTER = {
 
 @pytest.fixture
 def log(tmp_path: Path) -> Path:
-    """A log of LLaMA-Factory at 3 s a step, beside its settings."""
-    rows = [
-        {"current_steps": s, "total_steps": 300, "loss": 2.0, "elapsed_time": f"0:{s // 20:02}:{s % 20 * 3:02}"}
-        for s in range(20, 320, 20)
-    ]
-    (tmp_path / "trainer_log.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    """A state of the Trainer whose summary has 3 s a step, beside its settings."""
+    history: list[dict[str, float]] = [{"step": step, "loss": 2.0} for step in range(20, 320, 20)]
+    summary = {"step": 300, "train_runtime": 900.0, "train_loss": 2.0, "total_flos": 1.0}
+    state = {"global_step": 300, "max_steps": 300, "log_history": [*history, summary]}
+    (tmp_path / "trainer_state.json").write_text(json.dumps(state))
     (tmp_path / "training_args.json").write_text(json.dumps(SETTINGS))
     (tmp_path / "adapter_config.json").write_text(json.dumps(ADAPTER))
-    return tmp_path / "trainer_log.jsonl"
+    return tmp_path / "trainer_state.json"
 
 
 def told(log: Path, adapter: dict[str, Any] | None = None, **changed: Any) -> Time | None:
@@ -53,7 +52,7 @@ def told(log: Path, adapter: dict[str, Any] | None = None, **changed: Any) -> Ti
 def test_the_time_of_a_step_goes_with_its_rows(log, changed, seconds_per_step, seconds):
     time = told(log, **changed)
     assert (time.seconds_per_step, time.seconds, time.reason) == (seconds_per_step, seconds, "")
-    assert (time.by, time.logged_seconds_per_step) == ("trainer_log.jsonl", 3.0)
+    assert (time.by, time.logged_seconds_per_step) == ("trainer_state.json", 3.0)
 
 
 @every(
@@ -74,7 +73,7 @@ def test_no_time_is_told_by_a_log_of_other_settings(log, changed, reason):
 
 
 def test_without_a_log_that_has_its_time_there_is_none(tmp_path):
-    assert told(tmp_path / "trainer_log.jsonl") is None
+    assert told(tmp_path / "trainer_state.json") is None
 
 
 def test_check_says_it_beside_the_memory(log, tmp_path):
@@ -84,7 +83,7 @@ def test_check_says_it_beside_the_memory(log, tmp_path):
     (tmp_path / "base" / "config.json").write_text('{"model_type": "flux"}')
     place = tmp_path
     said = check_text(check_config(peft_dir=place, training_dir=place, base=place / "base"))
-    assert "Time: about 15 min 0 s for 300 steps, 3 s a step (as in trainer_log.jsonl)" in said
+    assert "Time: about 15 min 0 s for 300 steps, 3 s a step (as in trainer_state.json)" in said
     assert "Time:" not in check_text(check_config(peft_dir=place, training_dir=place))
 
 

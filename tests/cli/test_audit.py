@@ -93,14 +93,6 @@ def test_what_cannot_be_audited_is_one_line_that_says_what_to_do(folder, capsys,
     assert says in err
 
 
-def test_the_folder_can_be_given_either_way_and_prints_the_same(folder, capsys):
-    assert main(["audit", str(folder)]) == 0
-    positional = capsys.readouterr().out
-    assert main(["audit", "--peft-dir", str(folder), "--top-wasteful", "3"]) == 0
-    assert capsys.readouterr().out == positional
-    assert "Most wasteful layers (lowest utilization, top 3):" in positional
-
-
 @pytest.mark.parametrize(
     ("option", "shows"),
     [
@@ -165,8 +157,3 @@ def test_a_pickle_without_torch_says_what_to_install(folder):
     assert done.stderr.count("\n") == 1
     assert "torch" in done.stderr
     assert "Traceback" not in done.stderr
-
-
-def test_progress_is_for_terminals_only(folder, base, capsys):
-    assert main(["audit", str(folder), "--base", str(base)]) == 0
-    assert capsys.readouterr().err == ""

@@ -111,17 +111,14 @@ def test_a_bug_of_ours_keeps_its_traceback_and_ends_with_70(monkeypatch, log, ca
 @every(
     ("error", "code", "says"),
     [
-        (
-            OSError(28, "No space left on device"),
-            2,
-            "gradience: cannot write: No space left on device (check the space",
-        ),
+        (OSError(28, "No space left on device"), 2,
+         "gradience: cannot write: No space left on device (check the space"),
         (OSError(36, "File name too long", "x"), 2, "gradience: cannot use x: File name too long (check the path)"),
         (OSError(1, "Operation not permitted"), 70, "Traceback"),
         (MemoryError(), 2, "gradience: not enough memory for this input"),
         (BrokenPipeError(32, "Broken pipe"), 0, ""),
     ],
-)
+)  # fmt: skip
 def test_an_error_that_the_user_can_mend_is_no_bug(monkeypatch, log, capsys, error, code, says):
     def broken(*_: object, **__: object) -> None:
         raise error

@@ -50,30 +50,21 @@ def test_completion_is_installed_where_it_is_asked_for(tmp_path):
 @every(
     ("given", "said"),
     [
-        (
-            ["check", "--set", "lr=1e-4", "--fail-on", "warn"],
-            'Choose from: "info", "warning", "error", "critical", "never". Did you mean "warning"?',
-        ),
+        (["check", "--set", "lr=1e-4", "--fail-on", "warn"],
+         'Choose from: "info", "warning", "error", "critical", "never". Did you mean "warning"?'),
         (["check", "--set", "lr=1e-4", "--fail-on", "xyz"], '"never". (see'),
         (["schema", "audits"], 'Did you mean "audit"?'),
-        (
-            ["monitor", "x", "--gap-threshold", "y"],
-            "gradience: --gap-threshold is 'y', expected a number (see 'gradience",
-        ),
+        (["monitor", "x", "--gap-threshold", "y"],
+         "gradience: --gap-threshold is 'y', expected a number (see 'gradience"),
         (["monitor", "x", "--gap-threshold", "-1"], "gradience: --gap-threshold is -1, expected above 0 (see 'grad"),
         (["check", "--max-length", "abc"], "gradience: --max-length is 'abc', expected a whole number (see 'gradience"),
         (["check", "--max-length", "1.5"], "gradience: --max-length is '1.5', expected a whole number (see 'gradience"),
         (["compare", "a", "b", "--top", "-3"], "gradience: --top is -3, expected at least 0 (see 'gradience compare"),
-        (
-            ["bench", "merge", "a", "--density", "2"],
-            "gradience: --density is 2, expected at most 1.0 (see 'gradience",
-        ),
+        (["bench", "merge", "a", "--density", "2"], "gradience: --density is 2, expected at most 1.0 (see 'gradience"),
         (["audit", "a", "--heatmap=x"], "gradience: --heatmap takes no value (see 'gradience audit --help')"),
         (["bench", "a", "--out", "o", "--calibrate", "t"], ": --calibrate is gone: give --calibration-data (see"),
-        (
-            ["receipt", "a", "--base", "b", "--prompts", "t"],
-            "gradience: --prompts is gone: give --data (see 'gradience receipt",
-        ),
+        (["receipt", "a", "--base", "b", "--prompts", "t"],
+         "gradience: --prompts is gone: give --data (see 'gradience receipt"),
         (["bench", "a"], "gradience: needs --base (give --base MODEL)"),
         (["bench", "merge", "a", "b"], "gradience: needs --out (give --out FOLDER: evaluations are kept there)"),
         (["receipt", "a"], "gradience: needs --base (see 'gradience receipt --help')"),
@@ -82,7 +73,7 @@ def test_completion_is_installed_where_it_is_asked_for(tmp_path):
         (["resize"], "gradience: needs PATH (see 'gradience resize --help')"),
         (["check", "--base"], "gradience: --base needs a value (see 'gradience check --help')"),
     ],
-)
+)  # fmt: skip
 def test_a_wrong_word_is_answered_with_what_is_expected(given, said, capsys):
     assert main(given) == 2
     err = capsys.readouterr().err
@@ -93,11 +84,8 @@ def test_a_wrong_word_is_answered_with_what_is_expected(given, said, capsys):
 @every(
     ("page", "line", "pieces"),
     [
-        (
-            40,
-            "  one two three four five six seven eight nine ten",
-            ["  one two three four five six seven", "      eight nine ten"],
-        ),
+        (40, "  one two three four five six seven eight nine ten",
+         ["  one two three four five six seven", "      eight nine ten"]),
         (40, "short", ["short"]),
         (60, "=" * 72, ["=" * 60]),
         (40, "x" * 90, ["x" * 90]),
@@ -118,14 +106,11 @@ def test_a_wrong_word_is_answered_with_what_is_expected(given, said, capsys):
             "Next: gradience resize runs/toy/peft --rank 2 --out runs/toy/smaller",
             ["Next: gradience resize runs/toy/peft \\", "    --rank 2 --out runs/toy/smaller"],
         ),
-        (
-            40,
-            "  -> compress it after training with gradience resize runs/t --rank 2",
-            ["  -> compress it after training with", "      gradience resize runs/t --rank 2"],
-        ),
+        (40, "  -> compress it after training with gradience resize runs/t --rank 2",
+         ["  -> compress it after training with", "      gradience resize runs/t --rank 2"]),
         (40, "  0.8266 |" + "\u2880" * 60, ["  0.8266 |" + "\u2880" * 60]),
     ],
-)
+)  # fmt: skip
 def test_a_line_is_folded_once_at_the_page(page, line, pieces):
     context = contextvars.copy_context()
     context.run(fit_terminal, page)

@@ -16,27 +16,21 @@ from gradience.schema.events import ConfigSnapshot
         # a CAUSAL_LM adapter is SFT only where nothing says otherwise
         ({"extras": {"task": "DPO"}, "lora": {"task_type": "CAUSAL_LM"}}, ("preference", "task dpo", True)),
         ({"extras": {"task": "gsm8k"}, "lora": {"task_type": "CAUSAL_LM"}}, ("sft", "task_type CAUSAL_LM", False)),
-        (
-            {"training": {"extras": {"trainer": "reward"}}, "lora": {"task_type": "SEQ_CLS"}},
-            ("reward", "keys of a trainer of kind reward", True),
-        ),
+        ({"training": {"extras": {"trainer": "reward"}}, "lora": {"task_type": "SEQ_CLS"}},
+         ("reward", "keys of a trainer of kind reward", True)),
         ({"task_profile": "hard_reasoning"}, ("unknown", "no task, task_type or trainer says it", False)),
         ({"training": {"extras": {"trainer": "rl"}}}, ("rl", "keys of a trainer of kind rl", True)),
         ({"lora": {"task_type": "SEQ_CLS"}}, ("classification", "task_type SEQ_CLS", False)),
-        (
-            {"lora": {"extras": {"base_model_class": "BertForTokenClassification"}}},
-            ("classification", "base model class BertForTokenClassification", False),
-        ),
-        (
-            {"lora": {"extras": {"base_model_class": "LlamaForCausalLM"}}},
-            ("sft", "base model class LlamaForCausalLM", False),
-        ),
+        ({"lora": {"extras": {"base_model_class": "BertForTokenClassification"}}},
+         ("classification", "base model class BertForTokenClassification", False)),
+        ({"lora": {"extras": {"base_model_class": "LlamaForCausalLM"}}},
+         ("sft", "base model class LlamaForCausalLM", False)),
         ({"num_labels": 2}, ("classification", "2 labels", False)),
         ({"task_profile": "easy_classification"}, ("classification", "task profile easy_classification", True)),
         ({"task_profile": "generation"}, ("sft", "task profile generation", False)),
         ({}, ("unknown", "no task, task_type or trainer says it", False)),
     ],
-)
+)  # fmt: skip
 def test_an_objective_has_its_ground_and_whether_that_is_stated_or_a_hint(snapshot, expected):
     assert objective_of(msgspec.convert(snapshot, ConfigSnapshot)) == expected
 

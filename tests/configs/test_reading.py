@@ -299,11 +299,8 @@ def test_an_axolotl_recipe_without_an_adapter_has_none(tmp_path: Path) -> None:
         ("peft_config: {r: 8}", lambda c: c.lora.r, 8),
         ("qlora: {r: 8, alpha: 16}", lambda c: c.lora.alpha, 16.0),
         ("model: {name: org/tuned, base_model: org/base}", lambda c: c.model_name, "org/tuned"),
-        (
-            "training: {epochs: 2}\ndpo: {beta: 0.1, epochs: 9}",
-            lambda c: (c.extras.get("task"), c.training.epochs),
-            ("dpo", 2.0),
-        ),
+        ("training: {epochs: 2}\ndpo: {beta: 0.1, epochs: 9}", lambda c: (c.extras.get("task"), c.training.epochs),
+         ("dpo", 2.0)),
         ("sft: {epochs: 3, lora: {r: 4}}", lambda c: (c.extras.get("task"), c.lora.r), ("sft", 4)),
         ("dpo: {num_train_epochs: 3}", lambda c: (c.extras.get("task"), c.training.epochs), ("dpo", 3.0)),
         ("sft: {note: a}\ndpo: {beta: 0.1}", lambda c: c.extras.get("task"), None),
@@ -315,7 +312,7 @@ def test_an_axolotl_recipe_without_an_adapter_has_none(tmp_path: Path) -> None:
         ("{iters: 421, steps_per_report: 10, grad_accumulation_steps: 4}", lambda c: c.training.max_steps, 105),
         ("{iters: 421, lr: 1.0e-4, rank: 4}", lambda c: c.extras.get("format"), None),
     ],
-)
+)  # fmt: skip
 def test_settings_of_peoples_own_files_are_read(
     tmp_path: Path, written: str, read: Callable[[ConfigSnapshot], object], value: object
 ) -> None:

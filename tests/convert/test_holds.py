@@ -148,12 +148,8 @@ WRAPPED = (
 MIXED = {"target_modules": ["q_proj", "up_proj"]}
 CELLS: dict[str, tuple[Any, str, str, list[str]]] = {
     "alphas": (lambda f: lora(f, **MIXED, alpha_pattern={"1.up_proj": 5}), HOLD, ONE_SCALE, []),
-    "ranks": (
-        lambda f: lora(f, **MIXED, rank_pattern={"1.up_proj": 1}, alpha_pattern={"1.up_proj": 3}),
-        HOLD,
-        ONE_RANK,
-        [],
-    ),
+    "ranks": (lambda f: lora(f, **MIXED, rank_pattern={"1.up_proj": 1}, alpha_pattern={"1.up_proj": 3}), HOLD, ONE_RANK,
+        []),
     "expert_ranks": (split_experts, PADDED, ONE_RANK, []),
     "rslora": (lambda f: lora(f, use_rslora=True), ALPHA, NUMBER, []),
     "magnitudes": (lambda f: by_way_of_mlx(lora(f, use_dora=True)), HOLD, HOLD, []),
@@ -161,42 +157,26 @@ CELLS: dict[str, tuple[Any, str, str, list[str]]] = {
     "whole": (lambda f: lora(f, llama(), modules_to_save=["lm_head"]), HOLD, LACK, ["lm_head.weight"]),
     "bias": (lambda f: lora(f, bias="lora_only"), HOLD, LACK, [f"{q}.base_layer.bias" for q in QS]),
     "lora_bias": (lambda f: lora(f, lora_bias=True), HOLD, LACK, [f"{q}.lora_B.bias" for q in QS]),
-    "token_rows": (
-        lambda f: lora(f, llama(), trainable_token_indices={"embed_tokens": [3]}),
-        HOLD,
-        LACK,
-        ["model.embed_tokens.token_adapter.trainable_tokens_delta"],
-    ),
-    "base_copy": (
-        lambda f: lora(f, llama(), target_modules=["q_proj", "embed_tokens"]),
-        HOLD,
-        LACK,
-        ["model.embed_tokens.base_layer.weight"],
-    ),
+    "token_rows": (lambda f: lora(f, llama(), trainable_token_indices={"embed_tokens": [3]}), HOLD, LACK,
+        ["model.embed_tokens.token_adapter.trainable_tokens_delta"]),
+    "base_copy": (lambda f: lora(f, llama(), target_modules=["q_proj", "embed_tokens"]), HOLD, LACK,
+        ["model.embed_tokens.base_layer.weight"]),
     "unknown": (with_more, LACK, LACK, ["layers.0.odd"]),
     "convolution": (lambda f: lora(f, target_modules=["conv2d", "q_proj"]), HOLD, LACK, ["conv2d"]),
     "multihead": (lambda f: lora(f, target_modules=["attention", "q_proj"]), LACK, LACK, ["attention"]),
     "parameter": (lambda f: lora(f, Parts(), target_parameters=["bare.table"]), LACK, LACK, ["bare.table"]),
-    "lone_experts": (
-        lambda f: lora(f, Parts(), target_modules=["q_proj", "up_proj"]),
-        HOLD,
-        LACK,
-        ["experts.0.up_proj", "experts.1.up_proj"],
-    ),
+    "lone_experts": (lambda f: lora(f, Parts(), target_modules=["q_proj", "up_proj"]), HOLD, LACK,
+        ["experts.0.up_proj", "experts.1.up_proj"]),
     "tower": (lambda f: lora(f, Parts(), target_modules=["q_proj", "fc1"]), HOLD, LACK, ["visual.fc1"]),
     "wrapped": (lambda f: lora(f, Wrapped()), HOLD, WRAPPED, []),
     "pipeline": (text_encoder, HOLD, LACK, [f"text_encoder.{q}" for q in QS]),
-    "replicated": (
-        lambda f: lora(f, llama(), layer_replication=[[0, 2], [1, 2]]),
-        HOLD,
-        LACK,
-        [*LLAMAS, "model.layers.2.self_attn.q_proj"],
-    ),
+    "replicated": (lambda f: lora(f, llama(), layer_replication=[[0, 2], [1, 2]]), HOLD, LACK,
+        [*LLAMAS, "model.layers.2.self_attn.q_proj"]),
     "tied_head": (lambda f: lora(f, llama(tied=True), **OUTER), HOLD, LACK, ["lm_head"]),
     "head": (lambda f: lora(f, llama(), **OUTER), HOLD, UNSURE, []),
     "no_model": (lambda f: lora(f, bert(), target_modules=["query"]), HOLD, HOLDS["no_model"].cell("mlx").says, []),
     "embedding": (lambda f: by_way_of_mlx(lora(f, target_modules=["q_proj", "embed_tokens"])), TIED, TIED, []),
-}
+}  # fmt: skip
 
 
 def test_each_part_has_its_case():

@@ -34,34 +34,18 @@ NO_USE = "nothing here tells where they belong"
 REFUSED: list[tuple[dict[str, np.ndarray], dict[str, Any], dict[str, Any], str, str]] = [
     (LORA, {}, {}, "{weights} is a plain PEFT LoRA already", "use it as it is"),
     (LORA, {}, {"rank": 1}, "{weights} is a plain PEFT LoRA already", "gradience resize changes its rank"),
-    (
-        LORA,
-        {"alora_invocation_tokens": [1]},
-        {"to": "mlx"},
-        "this adapter cannot be converted: aLoRA applies after its invocation tokens only (alora_invocation_tokens)",
-        "see docs/convert.md for what can be",
-    ),
-    (
-        LORA | {"head.weight": M, "x.y": M, "z.w": M, "u.v": M},
-        {"modules_to_save": ["head"]},
-        {"to": "mlx"},
-        f"MLX-LM's file cannot hold all of {{weights}}: {HEAD}; u.v, x.y, z.w (tensors of no known use; {NO_USE})",
-        "leave them out with --drop, or merge the adapter into the base instead",
-    ),
-    (
-        LORA | {"x.y": M, "q.lora_magnitude_vector": np.abs(M)},
-        {"use_dora": True},
-        {"rank": 1},
-        f"a plain PEFT LoRA cannot hold all of {{weights}}: x.y (tensors of no known use; {NO_USE})",
-        "leave them out with --drop, or merge the adapter into the base instead",
-    ),
-    (
-        {f"q.lora_{side}.{name}.weight": x for name in "ab" for side, x in (("A", A), ("B", B))},
-        {"use_rslora": True},
-        {},
-        "this adapter cannot be converted: the file holds several adapters: save each on its own first",
-        "see docs/convert.md for what can be",
-    ),
+    (LORA, {"alora_invocation_tokens": [1]}, {"to": "mlx"},
+     "this adapter cannot be converted: aLoRA applies after its invocation tokens only (alora_invocation_tokens)",
+     "see docs/convert.md for what can be"),
+    (LORA | {"head.weight": M, "x.y": M, "z.w": M, "u.v": M}, {"modules_to_save": ["head"]}, {"to": "mlx"},
+     f"MLX-LM's file cannot hold all of {{weights}}: {HEAD}; u.v, x.y, z.w (tensors of no known use; {NO_USE})",
+     "leave them out with --drop, or merge the adapter into the base instead"),
+    (LORA | {"x.y": M, "q.lora_magnitude_vector": np.abs(M)}, {"use_dora": True}, {"rank": 1},
+     f"a plain PEFT LoRA cannot hold all of {{weights}}: x.y (tensors of no known use; {NO_USE})",
+     "leave them out with --drop, or merge the adapter into the base instead"),
+    ({f"q.lora_{side}.{name}.weight": x for name in "ab" for side, x in (("A", A), ("B", B))}, {"use_rslora": True}, {},
+     "this adapter cannot be converted: the file holds several adapters: save each on its own first",
+     "see docs/convert.md for what can be"),
     *(  # norms of a weight that is stored turned run over the other axis than MLX's
         (
             LORA | {"q.lora_magnitude_vector": np.abs(M)},
@@ -72,21 +56,11 @@ REFUSED: list[tuple[dict[str, np.ndarray], dict[str, Any], dict[str, Any], str, 
         )
         for turned, to in (({}, {}), ({"fan_in_fan_out": True}, {"to": "mlx"}))
     ),
-    (
-        LORA,
-        {"init_lora_weights": "pissa"},
-        {},
-        "q: PiSSA took the best rank-r part out of the base",
-        "give the base model that it was trained on with --base PATH",
-    ),
-    (
-        {f"q.hada_w{i}_a": np.ones((6, 2), np.float32) for i in (1, 2)},
-        {"peft_type": "LOHA"},
-        {},
-        "no module of {weights} can be converted (q: hada_w1_b is missing beside hada_w1_a)",
-        "",
-    ),
-]
+    (LORA, {"init_lora_weights": "pissa"}, {}, "q: PiSSA took the best rank-r part out of the base",
+     "give the base model that it was trained on with --base PATH"),
+    ({f"q.hada_w{i}_a": np.ones((6, 2), np.float32) for i in (1, 2)}, {"peft_type": "LOHA"}, {},
+     "no module of {weights} can be converted (q: hada_w1_b is missing beside hada_w1_a)", ""),
+]  # fmt: skip
 
 
 @every(("tensors", "config", "asked", "said", "advice"), REFUSED)

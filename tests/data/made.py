@@ -34,12 +34,9 @@ LLAMA3 = (
 )
 STYLES = {
     "qwen": (QWEN, {"eos_token": "<|im_end|>", "pad_token": "<|pad|>"}, ["<|im_start|>", "<|im_end|>", "<|pad|>"]),
-    "llama3": (
-        LLAMA3,
-        {"bos_token": "<|begin_of_text|>", "eos_token": "<|eot_id|>", "pad_token": "<|pad|>"},
-        ["<|begin_of_text|>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>", "<|pad|>"],
-    ),
-}
+    "llama3": (LLAMA3, {"bos_token": "<|begin_of_text|>", "eos_token": "<|eot_id|>", "pad_token": "<|pad|>"},
+        ["<|begin_of_text|>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>", "<|pad|>"]),
+}  # fmt: skip
 
 
 def tokenizer(

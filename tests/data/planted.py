@@ -285,12 +285,8 @@ DEFECTS: dict[str, Defect] = {
     "no assistant turn in any row": Defect("DAT301", ("messages",), _all(_user_only), {"loss": "assistant"}),
     "every label masked in some rows": Defect("DAT301", ("tokenised",), _some(_masked)),
     "every label masked": Defect("DAT301", ("tokenised",), _all(_masked)),
-    "no generation block": Defect(
-        "DAT302",
-        ("messages", "prompt-completion-chat", "instruction"),
-        options={"loss": "assistant"},
-        tokenizer={"template": QWEN_PLAIN},
-    ),
+    "no generation block": Defect("DAT302", ("messages", "prompt-completion-chat", "instruction"),
+        options={"loss": "assistant"}, tokenizer={"template": QWEN_PLAIN}),
     "prompt in the labels": Defect(
         "DAT304", ("tokenised",), _all(lambda one: {**one, "labels": one["input_ids"]}), {"loss": "completion"}
     ),
@@ -336,11 +332,8 @@ DEFECTS: dict[str, Defect] = {
     "messages in parts": Defect(
         "DAT323", ("messages",), _all(_turns(_in_parts)), tokenizer={"template": _CONCATENATED}
     ),
-    "text of parts under value": Defect(
-        "DAT323",
-        ("messages",),
-        _all(_turns(lambda turns: [{**t, "content": [{"type": "text", "value": t["content"]}]} for t in turns])),
-    ),
+    "text of parts under value": Defect("DAT323", ("messages",),
+        _all(_turns(lambda turns: [{**t, "content": [{"type": "text", "value": t["content"]}]} for t in turns]))),
     "a role that the template leaves out": Defect(
         "DAT324", ("messages",), _some(_turns(_said_by("ai"))), tokenizer={"template": _KNOWN_ROLES}
     ),
@@ -366,16 +359,10 @@ DEFECTS: dict[str, Defect] = {
     "labels turned around": Defect("DAT333", ("tokenised",), _all(_labels_turned)),
     "labels turned around in some rows": Defect("DAT333", ("tokenised",), _some(_labels_turned)),
     "refusals of four languages": Defect("DAT334", ("messages", *PAIRS), _all(_refusing)),
-    "refusals": Defect(
-        "DAT334",
-        ("messages", *PAIRS),
-        _some(lambda r: every_answer(r, lambda text: "I'm sorry, but I cannot say " + text), 3),
-    ),
-    "one sentence in many answers": Defect(
-        "DAT334",
-        ("messages", *PAIRS),
-        _some(lambda r: every_answer(r, lambda text: text + ". Let me know if this helps you."), 2),
-    ),
+    "refusals": Defect("DAT334", ("messages", *PAIRS),
+        _some(lambda r: every_answer(r, lambda text: "I'm sorry, but I cannot say " + text), 3)),
+    "one sentence in many answers": Defect("DAT334", ("messages", *PAIRS),
+        _some(lambda r: every_answer(r, lambda text: text + ". Let me know if this helps you."), 2)),
     "a call without its result": Defect("DAT336", ("messages",), _some(_called({"q": "bread"}))),
     "a result without a call": Defect(
         "DAT336", ("messages",), _some(_turns(lambda t: [*t[:-1], {"role": "tool", "content": "7"}, t[-1]]))
@@ -383,12 +370,8 @@ DEFECTS: dict[str, Defect] = {
     "arguments that are no object": Defect(
         "DAT337", ("messages",), _some(_called("{'q': ", {"role": "tool", "content": "7"}))
     ),
-    "arguments encoded twice": Defect(
-        "DAT337",
-        ("messages",),
-        _some(_called('{"q": "bread"}', {"role": "tool", "content": "7"})),
-        tokenizer={"template": _ENCODING},
-    ),
+    "arguments encoded twice": Defect("DAT337", ("messages",),
+        _some(_called('{"q": "bread"}', {"role": "tool", "content": "7"})), tokenizer={"template": _ENCODING}),
     "chosen is rejected": Defect("DAT338", PREFERENCES[:2], _some(_equal_sides)),
     "chosen is longer": Defect("DAT339", PREFERENCES, _all(_long_chosen)),
     "rows that contradict": Defect("DAT340", (*PREFERENCES, *KTO, "classification"), _against),
@@ -399,7 +382,7 @@ DEFECTS: dict[str, Defect] = {
     "ids of another tokenizer": Defect("DAT348", ("tokenised",), _some(_alien)),
     "padding in the loss": Defect("DAT349", ("tokenised",), _some(_padded)),
     "missing values": Defect("DAT311", ANSWERED, _some(lambda r: every_answer(r, lambda _: "nan"))),
-}
+}  # fmt: skip
 
 
 def _packed(size: int, *, positions: bool = False) -> Callable[[Rows, str], Rows]:
@@ -460,15 +443,11 @@ UNSEEN: dict[str, Defect] = {  # planted when the rules were finished
     "packed to one length": Defect("DAT355", ("tokenised",), _packed(48)),
     "packed with positions that run on": Defect("DAT355", ("tokenised",), _packed(64, positions=True)),
     "one row's arguments as text": Defect("DAT337", ("messages",), _both_arguments(COUNT)),
-    "a reward of one's own and another column": Defect(
-        "DAT356",
-        ("prompt-only",),
-        _beside_prompt(target="7"),
-        {"recipe": "learning_rate: 1.0e-6\nreward_funcs: own_rewards.is_right\n"},
-    ),
+    "a reward of one's own and another column": Defect("DAT356", ("prompt-only",), _beside_prompt(target="7"),
+        {"recipe": "learning_rate: 1.0e-6\nreward_funcs: own_rewards.is_right\n"}),
     "images in parts of messages alone": Defect("DAT357", ("messages",), _all(_pictured({"image": "a.png"}))),
     "a third answers alike in German": Defect("DAT312", ("messages", *PAIRS), _share_of("Dazu sage ich nichts.", 0.4)),
-}
+}  # fmt: skip
 DEFECTS |= UNSEEN
 
 

@@ -31,26 +31,14 @@ CALLING = {"role": "assistant", "content": "", "tool_calls": [{"type": "function
                 "completion": [SAY],
             },
         ),
-        (
-            {"query": "q", "response": "a", "rejected_response": "b"},
-            "preference dpo",
-            {"prompt": [ASK], "chosen": [SAY], "rejected": [NO]},
-        ),
-        (
-            {"query": "q", "response": "a", "rejected_response": None},
-            "instruction sft",
-            {"prompt": [ASK], "completion": [SAY]},
-        ),
-        (
-            {"messages": [ASK, SAY], "rejected_response": "b"},
-            "preference dpo",
-            {"prompt": [ASK], "chosen": [SAY], "rejected": [NO]},
-        ),
-        (
-            {"instruction": "q", "input": "", "chosen": "a", "rejected": "b"},
-            "preference dpo",
-            {"prompt": [ASK], "chosen": [SAY], "rejected": [NO]},
-        ),
+        ({"query": "q", "response": "a", "rejected_response": "b"}, "preference dpo",
+         {"prompt": [ASK], "chosen": [SAY], "rejected": [NO]}),
+        ({"query": "q", "response": "a", "rejected_response": None}, "instruction sft",
+         {"prompt": [ASK], "completion": [SAY]}),
+        ({"messages": [ASK, SAY], "rejected_response": "b"}, "preference dpo",
+         {"prompt": [ASK], "chosen": [SAY], "rejected": [NO]}),
+        ({"instruction": "q", "input": "", "chosen": "a", "rejected": "b"}, "preference dpo",
+         {"prompt": [ASK], "chosen": [SAY], "rejected": [NO]}),
         (
             {
                 "conversations": [{"from": "human", "value": "q"}],
@@ -61,23 +49,14 @@ CALLING = {"role": "assistant", "content": "", "tool_calls": [{"type": "function
             {"prompt": [ASK], "chosen": [SAY], "rejected": [NO], "translated": True},
         ),
         ({"messages": [ASK, SAY], "kto_tag": False}, "kto kto", {"prompt": [ASK], "completion": [SAY], "label": False}),
-        (
-            {"instruction": "q", "output": "a", "kto_tag": True},
-            "kto kto",
-            {"prompt": [ASK], "completion": [SAY], "label": True},
-        ),
+        ({"instruction": "q", "output": "a", "kto_tag": True}, "kto kto",
+         {"prompt": [ASK], "completion": [SAY], "label": True}),
         ({"prompt": [ASK], "solution": "7", "level": 3}, "prompt-only grpo", {"prompt": [ASK]}),
-        (
-            {"prompt": "q", "completions": ["a", "b"], "labels": [True, False]},
-            "steps prm",
-            {"prompt": "q", "steps": ["a", "b"], "step_labels": [True, False]},
-        ),
+        ({"prompt": "q", "completions": ["a", "b"], "labels": [True, False]}, "steps prm",
+         {"prompt": "q", "steps": ["a", "b"], "step_labels": [True, False]}),
         ({"segments": [{"label": False, "text": "q"}]}, "segments sft", {"segments": [{"label": False, "text": "q"}]}),
-        (
-            {"messages": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]},
-            "messages sft",
-            {"messages": [ASK, SAY], "translated": True},
-        ),
+        ({"messages": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}, "messages sft",
+         {"messages": [ASK, SAY], "translated": True}),
         (
             {
                 "conversations": [
@@ -102,7 +81,7 @@ CALLING = {"role": "assistant", "content": "", "tool_calls": [{"type": "function
         ),
         ({"messages": [ASK, SAY], "images": ["a.png"]}, "messages sft", {"messages": [ASK, SAY], "images": ["a.png"]}),
     ],
-)
+)  # fmt: skip
 def test_a_row_is_read_as_its_program_reads_it(row: Any, format_and_trainer: str, columns: Any) -> None:
     shape = recognise(row)
     assert f"{shape.format} {shape.trainer}" == format_and_trainer
@@ -149,15 +128,12 @@ def test_an_unknown_format_is_refused_by_its_columns(row: Any) -> None:
 @every(
     ("row", "task", "says"),
     [
-        (
-            {"question": "2+2?", "solution": "4"},
-            "grpo",
-            "columns question, solution: grpo reads what is asked from a column",
-        ),
+        ({"question": "2+2?", "solution": "4"}, "grpo",
+         "columns question, solution: grpo reads what is asked from a column"),
         ({"instruction": "a", "output": "b"}, "rloo", "rloo reads what is asked from a column prompt"),
         ({}, "grpo", "columns none: grpo reads"),
     ],
-)
+)  # fmt: skip
 def test_rl_reads_a_column_prompt_alone(row: Any, task: str, says: str) -> None:
     with pytest.raises(ConfigError, match=says) as refused:
         recognise(row, task)

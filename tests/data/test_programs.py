@@ -124,6 +124,8 @@ def test_where_no_program_is_installed_the_prompt_is_assumed_and_the_cut_is_thei
         "assumed: the tokenizer's chat template; llama-factory writes its own template 'kind'; it may add a system text"
     )
     assert checked(tmp_path, OF_FACTORY + "cutoff_len: 20\n", tok, some).prompt == ""  # it takes the tokenizer's
+    plain = write(tmp_path / "text.jsonl", [{"text": one["instruction"]} for one in some])
+    assert check_data(plain, tokenizer=tok).data.prompt == ""  # no template is used
     assert factory.seen["question_cut"].count == 6
     assert factory.tokens.kept == 6 * 20
 

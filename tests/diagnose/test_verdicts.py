@@ -105,6 +105,7 @@ def rows(n=40, fall=1.5, **metrics):
         (rows(loss=FALLS, f1=(0.5, *[0.45, 0.4] * 3, 0.3)), {}, "eval f1 0.3 (best 0.5 at step 25)"),
         (rows(loss=(*FALLS[:2], *[1.299] * 6)), {}, "eval loss has not improved since step 50"),
         (rows(4), {}, "cannot tell whether it learns"),
+        ([{"step": 200, "eval_loss": 1.3}], {}, "no training loss was logged"),
         (rows(loss=FALLS), {"max_steps": 800}, "the log ends at step 200 of 800"),
         (rows(loss=(*FALLS[:7], 1.05)), {}, "eval loss 1.05 (best 0.95 at step 175)"),  # one is not yet overfitting
         (rows(loss=(*FALLS[:7], 0.96)), {}, None),  # within what the evaluations scatter by
@@ -118,6 +119,13 @@ def test_no_problem_is_found_beside_no_words_that_deny_it(logged, state, words, 
     report = diagnose.diagnose(tmp_path)
     assert words is None or words in report.monitor.story
     assert (report.verdict == "no_fault_found") is (words is None)
+
+
+@every(("n", "told"), [(18, False), (2, True)])
+def test_that_steps_are_few_is_told_where_the_log_does_not_show_what_they_did(n, told, tmp_path):
+    state = {"log_history": [*rows(n)], "max_steps": 5 * n, "global_step": 5 * n}
+    (tmp_path / "trainer_state.json").write_text(json.dumps(state))
+    assert ("STP001" in {cause.id for cause in diagnose.diagnose(tmp_path).findings}) is told
 
 
 @every(("rate", "size", "doubt"), [(9.7e-5, 1.19, False), (9.9e-5, 1.19, True), (9.7e-5, 1.21, True)])

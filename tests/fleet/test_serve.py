@@ -115,16 +115,12 @@ ALONE = [{"other", "other-r32"}, {"wrong"}, {"in-4-bits"}]
 COMMON = {"a/peft", "b/peft", "r4", "r64", "wide", "narrow", "first-layer", "rslora", "dropout", "embedding", "alora"}
 GROUPS = {  # engine: groups beside those of another base, and misfits
     "vllm": ([COMMON], {"ranks", "alphas", "dora", "head", "head-too", "tokens", "bias", "pissa"} | {"lora-bias"}),
-    "sglang": (
-        [COMMON - {"rslora"} | {"ranks", "alphas", "head", "head-too", "tokens", "bias", "lora-bias"}],
-        {"rslora", "dora", "pissa"},
-    ),
+    "sglang": ([COMMON - {"rslora"} | {"ranks", "alphas", "head", "head-too", "tokens", "bias", "lora-bias"}],
+        {"rslora", "dora", "pissa"}),
     "peft": ([COMMON | {"ranks", "alphas", "lora-bias"}, {"head", "head-too"}, {"tokens"}], {"dora", "bias", "pissa"}),
-    "hotswap": (
-        [COMMON - {"rslora", "dropout", "embedding", "alora"}, {"rslora"}, {"dropout"}, {"lora-bias"}],
-        {"dora", "head", "head-too", "tokens", "bias", "pissa", "embedding", "alora", "ranks", "alphas"},
-    ),
-}
+    "hotswap": ([COMMON - {"rslora", "dropout", "embedding", "alora"}, {"rslora"}, {"dropout"}, {"lora-bias"}],
+        {"dora", "head", "head-too", "tokens", "bias", "pissa", "embedding", "alora", "ranks", "alphas"}),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("engine", GROUPS)

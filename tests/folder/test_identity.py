@@ -91,22 +91,14 @@ def test_a_truncated_checkpoint_is_not_advised(tmp_path):
         (20, {"global_step": 20}, True, "its history is the log's"),
         (20, {"global_step": 10}, None, "its trainer_state.json is of step 10"),
         (20, {"global_step": 20, "train": 2.5}, False, "its history has other losses at the same steps"),
-        (
-            20,
-            {"global_step": 20, "max_steps": 900, "log_history": []},
-            False,
-            "its run planned 900 steps, the log's 100",
-        ),
+        (20, {"global_step": 20, "max_steps": 900, "log_history": []}, False,
+         "its run planned 900 steps, the log's 100"),
         (20, {"global_step": 20, "log_history": []}, None, "its history shares no step with the log"),
         (20, {"global_step": 20, "log_history": [{"step": 10, "eval_loss": 1.2}]}, True, "its history is the log's"),
-        (
-            20,
-            {"global_step": 20, "log_history": [{"step": 10, "eval_loss": 1.3}]},
-            False,
-            "its history has other losses at the same steps",
-        ),
+        (20, {"global_step": 20, "log_history": [{"step": 10, "eval_loss": 1.3}]}, False,
+         "its history has other losses at the same steps"),
     ],
-)
+)  # fmt: skip
 def test_the_history_decides_whose_a_checkpoint_is(tmp_path, step, state, of_run, why):
     shutil.rmtree(tmp_path / "run", ignore_errors=True)
     folder = write_run(tmp_path / "run", rows(100), [100], 100)
@@ -170,6 +162,9 @@ def test_a_damaged_adapter_is_a_cause_and_a_pointer_is_weights_that_are_not_ther
     assert (report.verdict, report.complete) == ("worth_a_look", True)
     assert report.sources[2].state == "absent"
     assert "'git lfs pull' fetches the weights" in report.sources[2].reason
+    for name in ("trainer_state.json", "run.jsonl"):
+        (folder / name).unlink(missing_ok=True)
+    assert diagnose(folder).verdict == "could_not_judge"  # of settings alone
 
 
 def test_a_target_that_adapted_nothing_is_found_in_a_folder_by_its_own_config(tmp_path):

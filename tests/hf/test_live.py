@@ -92,11 +92,8 @@ ONES = torch.ones(12, dtype=torch.int64)
 @pytest.mark.parametrize(
     ("row", "given", "says"),
     [
-        (
-            ended(12, {5}),
-            {},
-            "DAT355 at step 4: all 8 rows of the first batches hold several documents, and nothing parts them",
-        ),
+        (ended(12, {5}), {},
+         "DAT355 at step 4: all 8 rows of the first batches hold several documents, and nothing parts them"),
         (ended(12, {5}, position_ids=places(6, 6)), {}, None),
         (ended(12, {5}, attention_mask=ONES.cumsum(0) // 7 + 1), {}, None),
         (ended(12, {11}), {}, None),
@@ -129,7 +126,7 @@ ONES = torch.ones(12, dtype=torch.int64)
         (ended(12, {11}), {"grown": {"modules_to_save": ["embed_tokens", "lm_head"]}}, None),
         (ended(12, {11}), {"grown": {"trainable_token_indices": [64, 65]}}, None),
     ],
-)
+)  # fmt: skip
 def test_the_first_batches_and_their_loss_are_looked_at(training, callback, said, tmp_path, row, given, says):
     model = training.llama(**given.get("grown", {}), words=66 if "grown" in given else None)
     made = training.trainer(tmp_path, callback(), model=model, max_steps=4, gradient_accumulation_steps=2)

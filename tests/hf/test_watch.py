@@ -403,16 +403,12 @@ TURNS = [291, 260, END, 291, 261, 270, END, 291, 262, END, 291, 261, 271, END]
         ([300, 301, 290, 290], [1, 1, 0, 0], [-100] * 4, {}),
         ([300, 290, 290, 290], None, [300, -100, -100, -100], {}),
         ([300] * 3 + [301] * 4, None, [300] * 3 + [-100] * 3 + [301], {}),
-        (
-            TURNS,
-            [1] * 14,
-            [-100] * 12 + TURNS[12:],
-            {"several_answers": 1, "last_answer_only": 1, "turns_or_documents": 1},
-        ),
+        (TURNS, [1] * 14, [-100] * 12 + TURNS[12:],
+         {"several_answers": 1, "last_answer_only": 1, "turns_or_documents": 1}),
         (TURNS[:7], [1] * 7, [-100] * 5 + TURNS[5:7], {"turns_or_documents": 1}),
         ([300] * 5 + [301] * 5, [1] * 10, [300] * 5 + [-100] * 5, {"inverted": 1}),
     ],
-)
+)  # fmt: skip
 def test_a_live_row_is_asked_what_a_row_of_a_file_is_asked(ids, mask, labels, asked):
     from gradience.hf import watch_batches
 

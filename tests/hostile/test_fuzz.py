@@ -213,19 +213,8 @@ NUMBERS = (
 WORDS = (
     *("--json", "-v", "--format", "sarif", "--fail-on", "error", "--select", "LR", "--settings", "none", "--rank"),
     *("--energy", "--weights", "0.5,0.5", "--method", "ties", "--density", "--seed", "--top", "--base", "--run"),
-    *(
-        "--map",
-        "--task",
-        "sst2",
-        "--set",
-        "lr=1",
-        "targets=q_proj",
-        "--heatmap",
-        "--dry-run",
-        "--force",
-        "--to",
-        "--help",
-    ),
+    *("--map", "--task", "sst2", "--set", "lr=1", "targets=q_proj", "--heatmap", "--dry-run", "--force", "--to"),
+    "--help",
 )
 UNFIT = (ValueError, LookupError, TypeError, AttributeError, RecursionError, OverflowError, struct.error)
 

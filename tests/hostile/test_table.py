@@ -742,12 +742,9 @@ PAGES = [
         {"memory_mb": 400},
         limit_s=8,
     ),
-    Group(
-        {"huge": partial(three_layers, 1e30, 1e160), "tiny": partial(three_layers, 1e-30, -1e-160)},
-        ("report a --out page.html",),
-        limit_s=8,
-    ),
-]
+    Group({"huge": partial(three_layers, 1e30, 1e160), "tiny": partial(three_layers, 1e-30, -1e-160)},
+          ("report a --out page.html",), limit_s=8),
+]  # fmt: skip
 
 # Command lines -------------------------------------------------------------------------------------------------------
 

@@ -80,16 +80,10 @@ TRIES = factory((10, 0.1), (20, 0.05), (30, 0.9), (20, 0.05), (30, 1 / 30), (40,
 MIXED = [pair for s in range(5, 105, 5) for pair in ((s, 1 / s), *([(s, 2 / s)] if s < 55 else []))]
 APART = [pair for s in range(5, 105, 5) for pair in ((s, 1 / s), *([(s + 1000, 2 / s)] if s < 55 else []))]
 CASES: dict[str, Case] = {
-    "the furthest checkpoint counts": Case(
-        {f"checkpoint-{n}/{STATE}": tens(n) for n in (50, 90, 100)},
-        [*range(10, 101, 10)],
-        f"no {STATE} beside the checkpoints: read checkpoint-100/{STATE}, the furthest one",
-    ),
-    "a stale root is completed": Case(
-        {STATE: tens(60), f"checkpoint-100/{STATE}": tens(100)},
-        [*range(10, 101, 10)],
-        f"4 rows come from checkpoint-100/{STATE}: {STATE} lacks them",
-    ),
+    "the furthest checkpoint counts": Case({f"checkpoint-{n}/{STATE}": tens(n) for n in (50, 90, 100)},
+        [*range(10, 101, 10)], f"no {STATE} beside the checkpoints: read checkpoint-100/{STATE}, the furthest one"),
+    "a stale root is completed": Case({STATE: tens(60), f"checkpoint-100/{STATE}": tens(100)}, [*range(10, 101, 10)],
+        f"4 rows come from checkpoint-100/{STATE}: {STATE} lacks them"),
     "a summary in the middle is no end": Case(
         {STATE: [*rows(10, 20), {"step": 20, **SUMMARY}, *rows(30, 40)]}, [10, 20, 30, 40], status="unknown"
     ),
@@ -128,16 +122,10 @@ CASES: dict[str, Case] = {
     "runs beside the folder's own": Case(
         {STATE: rows(10, 20), f"earlier/{STATE}": rows(10, scale=2)}, [10, 20], "runs in subfolders, not read: earlier"
     ),
-    "the state before the log, for its grad_norm": Case(
-        {STATE: rows(10, 20), LOG: falling(10, 20)},
-        [10, 20],
-        f"read {STATE} (it has grad_norm); also there and not read: {LOG}",
-    ),
-    "what a log has beyond the last checkpoint": Case(
-        {f"checkpoint-20/{STATE}": rows(10, 20), **LINES},
-        [10, 20, 30, 40],
-        f"2 rows beyond step 20 come from {LOG}: no checkpoint was made after them",
-    ),
+    "the state before the log, for its grad_norm": Case({STATE: rows(10, 20), LOG: falling(10, 20)}, [10, 20],
+        f"read {STATE} (it has grad_norm); also there and not read: {LOG}"),
+    "what a log has beyond the last checkpoint": Case({f"checkpoint-20/{STATE}": rows(10, 20), **LINES},
+        [10, 20, 30, 40], f"2 rows beyond step 20 come from {LOG}: no checkpoint was made after them"),
     "a log of another run": Case(
         {f"checkpoint-20/{STATE}": rows(10, 20), LOG: falling(10, 20, 30, scale=3)}, [10, 20], "is of another run than"
     ),
@@ -149,19 +137,11 @@ CASES: dict[str, Case] = {
         [10],
         "not used: ",
     ),
-    "three logs are three runs": Case(
-        {f"run-{n}.jsonl": falling(10, 20, scale=n) for n in (1, 2, 10)},
-        [10, 20],
-        "3 runs: ",
-        ("run-1.jsonl", "run-2.jsonl", "run-10.jsonl"),
-        [1.0, 0.5],
-    ),
+    "three logs are three runs": Case({f"run-{n}.jsonl": falling(10, 20, scale=n) for n in (1, 2, 10)}, [10, 20],
+        "3 runs: ", ("run-1.jsonl", "run-2.jsonl", "run-10.jsonl"), [1.0, 0.5]),
     "a state under another name": Case({"old-state.json": rows(10, 20)}, [10, 20]),
-    "a state under another name beside a real one": Case(
-        {"old-state.json": rows(10, 20), STATE: rows(10, 20, 30)},
-        [10, 20, 30],
-        "also there and not read: old-state.json",
-    ),
+    "a state under another name beside a real one": Case({"old-state.json": rows(10, 20), STATE: rows(10, 20, 30)},
+        [10, 20, 30], "also there and not read: old-state.json"),
     "a broken config": Case(
         {STATE: rows(10, 20), "adapter_config.json": '{"r": "many"}'}, [10, 20], "adapter_config.json was not used: "
     ),
@@ -170,24 +150,14 @@ CASES: dict[str, Case] = {
         [10],
         "training_args.bin was not used: not read: a pickle that names os.system",
     ),
-    "copies are written once": Case(
-        {LOG: factory((5, 2.0), (10, 1.5), (10, 1.5), (15, 1.0), (5, 2.0))},
-        [5, 10, 15],
-        "2 rows are copies of an earlier one, written once (lines 3, 5)",
-    ),
-    "swapped rows": Case(
-        {LOG: factory((5, 2.0), (15, 1.0), (10, 1.5), (20, 0.9))},
-        [5, 10, 15, 20],
-        "1 row is out of order, put in the order of steps (line 3)",
-    ),
-    "a start over is another run": Case(
-        {LOG: falling(*range(5, 55, 5)) + falling(*range(5, 30, 5), scale=2)},
-        [5, 10, 15, 20, 25],
-        "2 runs in one log, the last shown",
-        (LOG, LOG),
-        [0.4],
-        status="unknown",
-    ),
+    "marks of progress are no rows": Case({LOG: falling(5, 10) + '{"current_steps": 11, "total_steps": 100}\n' * 6},
+        [5, 10], "measured nothing, marks of progress only: line 3, 4, 5, 6, 7 ..."),
+    "copies are written once": Case({LOG: factory((5, 2.0), (10, 1.5), (10, 1.5), (15, 1.0), (5, 2.0))}, [5, 10, 15],
+        "2 rows are copies of an earlier one, written once (lines 3, 5)"),
+    "swapped rows": Case({LOG: factory((5, 2.0), (15, 1.0), (10, 1.5), (20, 0.9))}, [5, 10, 15, 20],
+        "1 row is out of order, put in the order of steps (line 3)"),
+    "a start over is another run": Case({LOG: falling(*range(5, 55, 5)) + falling(*range(5, 30, 5), scale=2)},
+        [5, 10, 15, 20, 25], "2 runs in one log, the last shown", (LOG, LOG), [0.4], status="unknown"),
     "two writers": Case({LOG: factory(*MIXED)}, [*range(5, 105, 5)], "2 writers at once", (LOG, LOG), [0.2, 0.1]),
     "one run, written by two processes": Case(
         {LOG: by_two(0.004)},
@@ -204,7 +174,7 @@ CASES: dict[str, Case] = {
         [10, 20],
         evals=[(20, 1.0), (20, 1.0)],
     ),
-}
+}  # fmt: skip
 
 
 @every("name", CASES)

@@ -383,9 +383,10 @@ def test_a_loops_lines_of_which_no_step_can_be_told_and_chatter_are_refused(text
 def test_a_loops_line_that_says_more_is_listed_as_skipped(tmp_path, import_events):
     path = tmp_path / "train.log"
     more = "step 30 loss 2.125, saved to out-30\nstep 40 with a loss 2.0\nval step 5 loss 9.0\nepoch 1 loss 2.0\n"
-    path.write_text(f"step 10 loss 2.5\nstep 20 loss 2.25\n{more}")
+    path.write_text(f"epoch 1/3 step 10/40 loss 2.5\nstep 20/40 loss 2.25\n{more}")
     events, imported = import_events(path)
     assert events.losses == [2.5, 2.25]
+    assert events.start.config.training.max_steps is None  # 40 may be of an epoch or of the whole run
     assert events.of("eval") == []
     assert [(bad.line, bad.reason) for bad in imported.skipped] == [
         (3, "more than names and their numbers"),

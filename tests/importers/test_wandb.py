@@ -73,27 +73,21 @@ KILLED = "W&B recorded no exit: the program was killed, or still runs"
         ((field(18, b""),), ("unknown", f"W&B recorded exit code 0; {SILENT}")),
         ((), ("unknown", f"{KILLED}; {SILENT}")),
         ((VALIDATED, field(18, b"")), ("unknown", f"W&B recorded exit code 0; {SILENT}")),
-        (
-            (field(5, items(max_steps=9)), ROW, field(18, b"")),
-            ("unknown", "W&B recorded exit code 0; the source ends before its 9 planned steps"),
-        ),
+        ((field(5, items(max_steps=9)), ROW, field(18, b"")),
+         ("unknown", "W&B recorded exit code 0; the source ends before its 9 planned steps")),
         ((ROW, field(18, field(1, 1))), ("error", "W&B recorded exit code 1")),
         ((ROW, printed(OOM), field(18, field(1, 1))), ("error", f"W&B recorded exit code 1: {SAID}")),
         ((ROW, printed(OOM[:40]), printed(OOM[40:])), ("error", f"W&B's output ends with an exception: {SAID}")),
         ((ROW, printed(OOM + "going on\n" * 20)), ("unknown", KILLED)),
-        (
-            (ROW, printed("Traceback (most recent call last):\nKeyboardInterrupt\n"), field(18, field(1, 127))),
-            ("interrupted", "W&B recorded exit code 127: KeyboardInterrupt"),
-        ),
+        ((ROW, printed("Traceback (most recent call last):\nKeyboardInterrupt\n"), field(18, field(1, 127))),
+         ("interrupted", "W&B recorded exit code 127: KeyboardInterrupt")),
         ((ROW,), ("unknown", KILLED)),
-        (
-            (ROW, CLOSING, printed(OOM), field(18, field(1, 1))),
-            ("ok", f"the source has the summary of a finished run; after it: W&B recorded exit code 1: {SAID}"),
-        ),
+        ((ROW, CLOSING, printed(OOM), field(18, field(1, 1))),
+         ("ok", f"the source has the summary of a finished run; after it: W&B recorded exit code 1: {SAID}")),
         ((field(5, items(max_steps=9)), field(18, field(1, 1))), ("error", f"W&B recorded exit code 1; {SILENT}")),
         ((field(5, items(logging_steps=25)),), ("unknown", f"{KILLED}; {SILENT} (logging_steps is 25)")),
     ],
-)
+)  # fmt: skip
 def test_how_a_run_ended_is_what_wandb_recorded(tmp_path, import_events, records, end):
     path = tmp_path / "run-abc.wandb"
     path.write_bytes(offline(*records))

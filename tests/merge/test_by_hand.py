@@ -158,19 +158,14 @@ TARGETS = [  # (first config, second, the fields of the result that choose modul
     ({"target_modules": ["q"]}, {"target_modules": ["0.q"]}, {"target_modules": ["0.q", "q"]}),
     ({"target_modules": "l.*q"}, {"target_modules": "l.*q"}, {"target_modules": "l.*q"}),
     ({"target_modules": "l.*q"}, {"target_modules": ["q"]}, {"target_modules": ["l.0.q"], "exclude_modules": None}),
-    (
-        {"target_modules": ["q"], "layers_to_transform": [0]},
-        {"target_modules": ["q"]},
-        {"target_modules": ["l.0.q"], "layers_to_transform": None, "layers_pattern": None, "exclude_modules": None},
-    ),
-    (
-        {"target_modules": ["q"], "layers_to_transform": [0], "layers_pattern": "l"},
-        {"target_modules": ["0.q"], "layers_to_transform": [0], "layers_pattern": "l"},
-        {"target_modules": ["0.q", "q"], "layers_to_transform": [0], "layers_pattern": "l"},
-    ),
+    ({"target_modules": ["q"], "layers_to_transform": [0]}, {"target_modules": ["q"]},
+     {"target_modules": ["l.0.q"], "layers_to_transform": None, "layers_pattern": None, "exclude_modules": None}),
+    ({"target_modules": ["q"], "layers_to_transform": [0], "layers_pattern": "l"},
+     {"target_modules": ["0.q"], "layers_to_transform": [0], "layers_pattern": "l"},
+     {"target_modules": ["0.q", "q"], "layers_to_transform": [0], "layers_pattern": "l"}),
     ({"exclude_modules": ["z"]}, {"exclude_modules": ["z"]}, {"target_modules": ["l.0.q"], "exclude_modules": ["z"]}),
     ({"exclude_modules": []}, {"target_modules": ["q"]}, {"target_modules": ["l.0.q", "q"], "exclude_modules": []}),
-]
+]  # fmt: skip
 
 
 @every(("first", "second", "fields"), TARGETS)

@@ -65,28 +65,17 @@ LOST = [(200, 0.9, 0.5), (400, 0.7, 0.72), (600, 0.8, 0.6), (800, 0.9, 0.55), (1
     ("args", "state", "advice"),
     [
         ({"save_steps": 200}, {}, "Use checkpoint-400, if it was kept: eval f1 was best at step 400"),
-        (
-            {"save_steps": 200, "save_total_limit": 2},
-            {},
-            "Train again for about 400 steps, or with load_best_model_at_end: eval f1 was best there",
-        ),
-        (
-            {"save_steps": 200, "save_total_limit": 2},
-            {"best_metric": 0.72, "best_model_checkpoint": "out/checkpoint-400"},
-            "Use checkpoint-400, if it was kept: eval f1 was best at step 400",
-        ),
-        (
-            {"load_best_model_at_end": True, "metric_for_best_model": "f1", "save_steps": 200},
-            {"best_metric": 0.72, "best_model_checkpoint": "out\\checkpoint-400"},
-            None,
-        ),
-        (
-            {"save_strategy": "no"},
-            {},
-            "Train again for about 400 steps, or with load_best_model_at_end: eval f1 was best there",
-        ),
+        ({"save_steps": 200, "save_total_limit": 2}, {},
+         "Train again for about 400 steps, or with load_best_model_at_end: eval f1 was best there"),
+        ({"save_steps": 200, "save_total_limit": 2},
+         {"best_metric": 0.72, "best_model_checkpoint": "out/checkpoint-400"},
+         "Use checkpoint-400, if it was kept: eval f1 was best at step 400"),
+        ({"load_best_model_at_end": True, "metric_for_best_model": "f1", "save_steps": 200},
+         {"best_metric": 0.72, "best_model_checkpoint": "out\\checkpoint-400"}, None),
+        ({"save_strategy": "no"}, {},
+         "Train again for about 400 steps, or with load_best_model_at_end: eval f1 was best there"),
     ],
-)
+)  # fmt: skip
 def test_advice_on_overfitting_is_what_is_possible_and_was_not_done(args, state, advice, tmp_path):
     report = reported(tmp_path, [*trained(FALLING), *evaluated("f1", LOST)], args, **state)
     (found,) = [each for each in report.findings if each.id == "OVF110"]
@@ -143,19 +132,13 @@ def test_a_held_out_loss_is_paired_with_training_rows_of_its_step(at, pair, tmp_
 @every(
     ("rows", "story", "advice"),
     [
-        (
-            [*trained(FALLING), {"step": 1000, "eval_loss": "NaN"}],
-            "not finite: eval loss at step 1000; learns;",
-            "Evaluate again in float32, and look for a batch without a label: the training losses are finite",
-        ),
+        ([*trained(FALLING), {"step": 1000, "eval_loss": "NaN"}], "not finite: eval loss at step 1000; learns;",
+         "Evaluate again in float32, and look for a batch without a label: the training losses are finite"),
         (trained([*FALLING[:5], float("nan"), float("nan")]), "not finite: loss at step 600, 2 training rows;", None),
-        (
-            trained([40.0 - row for row in range(20)]),
-            "loss starts at 40, above that of a uniform guess over",
-            "Decode a row with its labels, and see whether the loss is summed over tokens, steps or several losses",
-        ),
+        (trained([40.0 - row for row in range(20)]), "loss starts at 40, above that of a uniform guess over",
+         "Decode a row with its labels, and see whether the loss is summed over tokens, steps or several losses"),
     ],
-)
+)  # fmt: skip
 def test_a_cause_has_the_advice_that_is_right_for_it(rows, story, advice, tmp_path):
     report = reported(tmp_path, rows)
     assert report.story.startswith(story)
@@ -232,3 +215,18 @@ def test_the_classes_of_a_known_data_set_are_those_of_its_name():
         for name in names.split():
             run = RunSeries("r", config=ConfigSnapshot(dataset_name=f"Owner/{name.upper().replace('_', '-')}"))
             assert RunFacts(run).num_labels == classes, name
+
+
+def test_of_many_metrics_six_are_shown_with_their_course_and_the_rest_counted(tmp_path):
+    names = ("f1", "rouge1", "rouge2", "bleu", "chrf", "wer", "cer", "meteor")
+    seen = ((200, 1.5, 0.51), (600, 1.0, 0.71), (1000, 1.2, 0.61))
+    rows = [
+        {"step": step, "eval_loss": loss, **{f"eval_{name}": x + k / 100 for k, name in enumerate(names)}}
+        for step, loss, x in seen
+    ]
+    shown = monitor_text(reported(tmp_path, [*trained(FALLING), *rows])).split("(step 1000)\n")[1].split("\n\n")[0]
+    assert shown.splitlines() == [
+        *(f"  Eval  {n}: 0.6{k}  (first 0.5{k}, best 0.7{k} at step 600)" for k, n in enumerate(names[:5], 1)),
+        "  Eval  wer: 0.66  (first 0.56)",
+        "  Eval  and 2 more metrics (--json)",
+    ]

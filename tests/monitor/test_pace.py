@@ -25,20 +25,16 @@ GIB = 1 << 30
         ({}, ""),
         ({"seconds_per_step": 0.25, "waiting_share": 0.4}, "0.25 s a step, 40.0% of it waiting for data"),
         ({"tokens_per_second": 1234.0, "padding_share": 0.25}, "1,234 tokens/s (25.0% padding beside them)"),
-        (
-            {"tokens_per_second": 1200.0, "padded_tokens_per_second": 1600.0, "samples_per_second": 3.0},
-            "1,200 tokens/s",
-        ),
+        ({"tokens_per_second": 1200.0, "padded_tokens_per_second": 1600.0, "samples_per_second": 3.0},
+         "1,200 tokens/s"),
         ({"padded_tokens_per_second": 1600.0, "samples_per_second": 3.0}, "1,600 tokens/s"),
         ({"samples_per_second": 3.25}, "3.25 samples/s"),
-        (
-            {"peak_bytes": 9 * GIB, "reserved_bytes": 10 * GIB, "total_bytes": 16 * GIB},
-            "peak 9.0 (10.0 reserved) of 16.0 GiB",
-        ),
+        ({"peak_bytes": 9 * GIB, "reserved_bytes": 10 * GIB, "total_bytes": 16 * GIB},
+         "peak 9.0 (10.0 reserved) of 16.0 GiB"),
         ({"peak_bytes": 9 * GIB, "of_process": True}, "peak 9.0 GiB (the process)"),
         ({"reserved_bytes": 10 * GIB, "total_bytes": 16 * GIB}, "10.0 of 16.0 GiB reserved"),
     ],
-)
+)  # fmt: skip
 def test_the_line_tells_what_was_recorded(pace, words):
     assert pace_words(Pace(windows=1, **pace)) == words
 

@@ -81,55 +81,32 @@ CASES = {
         ),
         verdict="worth_a_look",
     ),
-    "a metric within its noise is no gain": Case(
-        [*trained(), *evaluated(accuracy=EVEN)],
+    "a metric within its noise is no gain": Case([*trained(), *evaluated(accuracy=EVEN)],
         ("[WARNING] OVF110", "Accuracy did not gain (76.0% -> 76.0%, within chance).", "[WARNING] GAP111"),
-        verdict="needs_attention",
-    ),
-    "nor is a constant one, which is one answer to every row": Case(
-        [*trained(), *evaluated(accuracy=(0.1,) * 8)],
+        verdict="needs_attention"),
+    "nor is a constant one, which is one answer to every row": Case([*trained(), *evaluated(accuracy=(0.1,) * 8)],
         ("[WARNING] OVF110", "[WARNING] CON193: Eval accuracy is 10.0% at each of 8 evaluations"),
-        verdict="needs_attention",
-    ),
-    "a score that only one class has": Case(
-        [*trained(slow), *evaluated(FALLS, accuracy=GAINS, recall=(0.5,) * 8)],
-        ("[WARNING] CON193: Eval accuracy is 82.0%, and recall is 1 / 2",),
-        verdict="needs_attention",
-    ),
+        verdict="needs_attention"),
+    "a score that only one class has": Case([*trained(slow), *evaluated(FALLS, accuracy=GAINS, recall=(0.5,) * 8)],
+        ("[WARNING] CON193: Eval accuracy is 82.0%, and recall is 1 / 2",), verdict="needs_attention"),
     "no metric": Case([*trained(), *evaluated()], ("[WARNING] OVF110", "[WARNING] GAP111"), verdict="needs_attention"),
     "a column named reward changes nothing": Case(
         [*trained(reward=0.5), *evaluated()], ("[WARNING] OVF110", "[WARNING] GAP111"), verdict="needs_attention"
     ),
-    "an optimum that was restored": Case(
-        [*trained(), *evaluated()],
+    "an optimum that was restored": Case([*trained(), *evaluated()],
         ("[INFO] OVF110", "The weights of step 50 were restored at the end.", "Kept:      step 50 (restored)"),
-        verdict="worth_a_look",
-        args=RESTORED,
-        state=AT_50,
-    ),
-    "restored by loss, better by accuracy": Case(
-        [*trained(), *evaluated(accuracy=GAINS)],
+        verdict="worth_a_look", args=RESTORED, state=AT_50),
+    "restored by loss, better by accuracy": Case([*trained(), *evaluated(accuracy=GAINS)],
         ("[INFO] SEL190: Step 50 was restored by loss: its accuracy is 74.0%, and was 82.0% at step 200.",),
-        verdict="worth_a_look",
-        args=RESTORED,
-        state=AT_50,
-    ),
-    "the worst checkpoint as the best": Case(
-        [*trained(slow), *evaluated(FALLS, accuracy=GAINS)],
-        ("[WARNING] SEL192: greater_is_better=False with metric_for_best_model=accuracy",),
-        ("restored",),
+        verdict="worth_a_look", args=RESTORED, state=AT_50),
+    "the worst checkpoint as the best": Case([*trained(slow), *evaluated(FALLS, accuracy=GAINS)],
+        ("[WARNING] SEL192: greater_is_better=False with metric_for_best_model=accuracy",), ("restored",),
         verdict="needs_attention",
-        args={"load_best_model_at_end": True, "metric_for_best_model": "accuracy", "greater_is_better": False},
-    ),
-    "weights that were not measured": Case(
-        [*trained(slow), *evaluated(FALLS[:3], STEPS[:3])],
-        ("[INFO] EVL191: The final weights, of step 200, were not evaluated: the last evaluation is of step 75.",),
-    ),
-    "a healthy run": Case(
-        [*trained(slow), *evaluated(FALLS)],
-        ("Recommendations (0): none", "NO PROBLEMS FOUND"),
-        ("GAP111", "hypotheses", "Model:", "Profile:"),
-    ),
+        args={"load_best_model_at_end": True, "metric_for_best_model": "accuracy", "greater_is_better": False}),
+    "weights that were not measured": Case([*trained(slow), *evaluated(FALLS[:3], STEPS[:3])],
+        ("[INFO] EVL191: The final weights, of step 200, were not evaluated: the last evaluation is of step 75.",)),
+    "a healthy run": Case([*trained(slow), *evaluated(FALLS)], ("Recommendations (0): none", "NO PROBLEMS FOUND"),
+        ("GAP111", "hypotheses", "Model:", "Profile:")),
     "a squared error is no nats": Case(
         [
             *trained(lambda part: 1200.0 - 300.0 * part),
@@ -138,22 +115,17 @@ CASES = {
         (),
         ("GAP111", "uniform guess"),
     ),
-    "too good within the first pass": Case(
-        trained(lambda part: 3.0 * math.exp(-60.0 * part) + 0.003, epochs=1.0),
+    "too good within the first pass": Case(trained(lambda part: 3.0 * math.exp(-60.0 * part) + 0.003, epochs=1.0),
         ("[INFO] LEK185: The training loss is down to 0.003 within the first pass over the data",),
-        verdict="worth_a_look",
-    ),
+        verdict="worth_a_look"),
     "a rate that rises over most of it": Case(
         [{**row, "learning_rate": 2e-4 * min(1.0, row["step"] / 140)} for row in trained(slow)],
         ("[INFO] LRS133: The learning rate rose until step 140 of 200: the warm-up took 70% of it.",),
         ("still rose",),
         verdict="worth_a_look",
     ),
-    "gradients, and nothing moves": Case(
-        trained(lambda part: 2.0 + 0.01 * math.sin(99.0 * part)),
-        ("[WARNING] NOL106", "Gradients arrive (norm 1), and the loss stays."),
-        verdict="needs_attention",
-    ),
+    "gradients, and nothing moves": Case(trained(lambda part: 2.0 + 0.01 * math.sin(99.0 * part)),
+        ("[WARNING] NOL106", "Gradients arrive (norm 1), and the loss stays."), verdict="needs_attention"),
     "held-out pairs the other way round": Case(
         [
             *(
@@ -166,13 +138,10 @@ CASES = {
         ("OVF110",),
         verdict="needs_attention",
     ),
-    "no row, since it logs less often than it steps": Case(
-        [{"step": 3, "train_runtime": 9.0, "train_loss": 1.0}],
+    "no row, since it logs less often than it steps": Case([{"step": 3, "train_runtime": 9.0, "train_loss": 1.0}],
         ("[INFO] REC310: The log holds 0 training rows: logging_steps is 25, and the run had 3.",),
-        verdict="worth_a_look",
-        args={"logging_steps": 25},
-    ),
-}
+        verdict="worth_a_look", args={"logging_steps": 25}),
+}  # fmt: skip
 
 
 def flat(text: str) -> str:

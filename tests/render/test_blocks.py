@@ -62,30 +62,19 @@ CASES: dict[str, Case] = {
     "a long label": Case(
         FactList((("rank", "8"),), width=3), ["rank: 8"], ["| Fact | Value |", "|---|---|", "| rank | 8 |"], "rank8"
     ),
-    "facts as a table": Case(
-        FactList((("r", "8"),), caption="Read"),
-        ["r:          8"],
-        ["| Fact | Value |", "|---|---|", "| r | 8 |"],
-        "ReadNameValuer8",
-    ),
+    "facts as a table": Case(FactList((("r", "8"),), caption="Read"), ["r:          8"],
+        ["| Fact | Value |", "|---|---|", "| r | 8 |"], "ReadNameValuer8"),
     "table, its names first where there is room": Case(
         Table(COLUMNS, (("1", "one"), ("2", EVIL)), caption="Some", below=("", "    why"), named=True),
         ["    n  name", "    1  one", "    2  <b>|@me", "    why"],
         ["Some:", "| Name | n |", "|---|---|", "| one | 1 |", r"| \<b>\|@<!-- -->me | 2 |"],
         "SomeNamenone1<b>|@me2",
     ),
-    "table cut on a terminal": Case(
-        Table(COLUMNS, (("1", "a"), ("2", "b"), ("3", "c")), most=1, of="rows"),
+    "table cut on a terminal": Case(Table(COLUMNS, (("1", "a"), ("2", "b"), ("3", "c")), most=1, of="rows"),
         ["    n  name", "    1  a", "  ... and 2 more rows (--verbose lists all)"],
-        ["| n | Name |", "|---|---|", "| 1 | a |", "| 2 | b |", "| 3 | c |"],
-        "nName1a2b3c",
-    ),
-    "table in words": Case(
-        Table(COLUMNS, (("1", "a"),), told=("  a has 1",)),
-        ["  a has 1"],
-        ["| n | Name |", "|---|---|", "| 1 | a |"],
-        "nName1a",
-    ),
+        ["| n | Name |", "|---|---|", "| 1 | a |", "| 2 | b |", "| 3 | c |"], "nName1a2b3c"),
+    "table in words": Case(Table(COLUMNS, (("1", "a"),), told=("  a has 1",)), ["  a has 1"],
+        ["| n | Name |", "|---|---|", "| 1 | a |"], "nName1a"),
     "table without rows": Case(Table(COLUMNS, ()), ["    n  name"], [], ""),
     "findings": Case(
         Findings((ShownFinding(GRAVE, where=" (log)", number=1), ShownFinding(PROVEN, number=2)), verbose=False),
@@ -105,12 +94,10 @@ CASES: dict[str, Case] = {
         ["| Severity | Id | Observation | Source |", "|---|---|---|---|", "| INFO | LR002 | odd |  |"],
         "0 oddinfo LR002 log DIV103: felldisk: fullGrounds: why, confidence, evidence, how to verifyEvidencea: b",
     ),
-    "only the first infos": Case(
-        Findings((ShownFinding(PROVEN),) * 6, verbose=False),
+    "only the first infos": Case(Findings((ShownFinding(PROVEN),) * 6, verbose=False),
         [*["  [INFO] LR002: odd"] * 5, "  ... and 1 more (--verbose lists all)"],
         ["| Severity | Id | Observation | Source |", "|---|---|---|---|", *["| INFO | LR002 | odd |  |"] * 6],
-        "0 oddinfo LR002 Grounds: why, confidence, evidence, how to verifyEvidencea: b" * 6,
-    ),
+        "0 oddinfo LR002 Grounds: why, confidence, evidence, how to verifyEvidencea: b" * 6),
     "fold": Case(
         Fold("Two", ("a", "b")), ["Two", "a", "b"], ["<details><summary>Two</summary>", "a", "b", "</details>"], "Twoab"
     ),
@@ -150,7 +137,7 @@ CASES: dict[str, Case] = {
         [],
         "",
     ),
-}
+}  # fmt: skip
 
 
 @every("name", CASES)

@@ -36,16 +36,9 @@ FINDINGS = st.lists(
 PATHS = st.sampled_from(["a.json", "b c/é%.yaml", "/etc/x.json", "../up.json", "a,b:c.json"])
 LOCATIONS = st.none() | st.builds(SourceLocation, PATHS, st.none() | st.integers(1, 9))
 KNOWN = [
-    RuleCard(
-        id="LR001",
-        title="low rate",
-        severity="warning",
-        condition="lr is low",
-        rationale="because",
-        action="do",
-        evidence=[Evidence(source="s", says="t")],
-    )
-]
+    RuleCard(id="LR001", title="low rate", severity="warning", condition="lr is low", rationale="because", action="do",
+        evidence=[Evidence(source="s", says="t")])
+]  # fmt: skip
 COMMAND = re.compile(r"::(?P<command>notice|warning|error) (?P<parameters>[^\n]*?)::(?P<data>[^\r\n]*)")
 
 

@@ -371,20 +371,14 @@ DISAGREE = "factors of shape [1, 5] and [6, 2]: ranks disagree"
     ("modules", "extra", "said", "advice"),
     [
         ({}, {"head.weight": np.ones((2, 2))}, "it holds no LoRA pair", "give the folder PEFT saved"),
-        (
-            {"q": diagonal(4.0, 2.0), "v": (diagonal(4.0, 2.0)[0], diagonal(1.0)[1])},
-            {},
-            f"2 of its tensors may depend on the rank ({PREFIX}v.lora_A.weight: {DISAGREE})",
-            "'gradience audit --verbose' lists them",
-        ),
-        (
-            {"q": diagonal(4.0, 2.0)},
-            {"q.lora_velora_embed": np.ones((2, 2))},
-            f"1 of its tensors may depend on the rank ({PREFIX}q.lora_velora_embed: used in training only)",
-            "'gradience audit --verbose' lists them",
-        ),
+        ({"q": diagonal(4.0, 2.0), "v": (diagonal(4.0, 2.0)[0], diagonal(1.0)[1])}, {},
+         f"2 of its tensors may depend on the rank ({PREFIX}v.lora_A.weight: {DISAGREE})",
+         "'gradience audit --verbose' lists them"),
+        ({"q": diagonal(4.0, 2.0)}, {"q.lora_velora_embed": np.ones((2, 2))},
+         f"1 of its tensors may depend on the rank ({PREFIX}q.lora_velora_embed: used in training only)",
+         "'gradience audit --verbose' lists them"),
     ],
-)
+)  # fmt: skip
 def test_what_holds_no_pair_or_a_tensor_that_may_depend_on_the_rank_is_refused(modules, extra, said, advice, tmp_path):
     folder = adapter(tmp_path / "a", modules, extra=extra, modules_to_save=["head"])
     with pytest.raises(AdapterError) as error:

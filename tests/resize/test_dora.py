@@ -63,11 +63,8 @@ FITTING = "give the model the adapter was trained on"
 @every(
     ("tensors", "message", "advice"),
     [
-        (
-            None,
-            "q is DoRA: its magnitudes are relative to norm(W + s B A), which another B A changes",
-            "give the base model with --base, and they are fitted anew",
-        ),
+        (None, "q is DoRA: its magnitudes are relative to norm(W + s B A), which another B A changes",
+         "give the base model with --base, and they are fitted anew"),
         ({"v__weight": np.ones((6, 5), np.float32)}, "the base has no q.weight", FITTING),
         *[
             (
@@ -78,7 +75,7 @@ FITTING = "give the model the adapter was trained on"
             for shape in ((6, 4), (5, 6))
         ],
     ],
-)
+)  # fmt: skip
 def test_without_its_base_or_with_another_it_is_refused_unless_nothing_is_cut(tensors, message, advice, tmp_path):
     folder = adapter(tmp_path / "a", {"q": diagonal(4.0, 2.0)}, extra=MAGNITUDE, use_dora=True)
     of = None if tensors is None else base(tmp_path / "base", **tensors)

@@ -108,18 +108,15 @@ def test_replicated_layers_keep_a_rank_each(make, tmp_path):
         (LoraConfig(r=4, target_modules=LINEAR, init_lora_weights="olora"), "olora"),
         (LoraConfig(r=4, target_modules=LINEAR, kasa_config=KasaConfig()), "KaSA"),
         (
-            LoraConfig(
-                r=4,
-                target_modules=LINEAR,
-                use_bdlora=BdLoraConfig(target_modules_bd_a=["q_proj"], target_modules_bd_b=["up_proj"], nblocks=2),
-            ),
+            LoraConfig(r=4, target_modules=LINEAR,
+                use_bdlora=BdLoraConfig(target_modules_bd_a=["q_proj"], target_modules_bd_b=["up_proj"], nblocks=2)),
             "BD-LoRA",
         ),
         (AdaLoraConfig(init_r=6, target_modules=LINEAR, total_step=10), "ADALORA"),
         (LoHaConfig(r=3, target_modules=LINEAR), "LOHA"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
-)
+)  # fmt: skip
 def test_kinds_that_another_rank_would_mangle_are_refused_with_a_way_on(make, tmp_path, config, says):
     with pytest.raises(AdapterError, match=f"cannot resize .*{says}") as caught:
         resize_adapter(make(config).folder, tmp_path / "out", rank=2)

@@ -88,16 +88,13 @@ def data(**fields: Any) -> DataReport:
     ("fields", "words", "premise"),
     [
         ({"trainer": "reward"}, "the loss is computed on one output per sequence, not on tokens", ("loss", "tokens")),
-        (
-            {"trainer": "classification"},
-            "the loss is computed on one output per sequence, not on tokens",
-            ("loss", "tokens"),
-        ),
+        ({"trainer": "classification"}, "the loss is computed on one output per sequence, not on tokens",
+         ("loss", "tokens")),
         ({"rows_read": 0}, "no row could be tokenised", ("loss", "tokens")),
         ({"max_length": None}, "no length limit", ("limit",)),
         ({}, "no label", ("labels",)),
     ],
-)
+)  # fmt: skip
 def test_a_rule_on_data_abstains_where_it_lacks_its_input(fields, words, premise):
     verdict = judge(DATA_RULES, data(**fields))
     assert {item.id for item in verdict.not_run if words in item.reason} == needing(DATA_RULES, *premise)

@@ -42,37 +42,25 @@ READ_BY_NOBODY = "no event holds a value that a reader uses: valid, and monitor 
         (row(train_loss=1.0), "`train_loss` of train_step, in 1 line: no reader knows it; perhaps `loss` is meant"),
         (row(learning_rate=1.0), "`learning_rate` of train_step, in 1 line: no reader knows it; perhaps `lr` is meant"),
         (row(learningRate=1.0), "`learningRate` of train_step, in 1 line: no reader knows it; perhaps `lr` is meant"),
-        (
-            row(**{"train/loss": 1}),
-            "`train/loss` of train_step, in 1 line: no reader knows it; perhaps `loss` is meant",
-        ),
+        (row(**{"train/loss": 1}),
+         "`train/loss` of train_step, in 1 line: no reader knows it; perhaps `loss` is meant"),
         (row(Loss=1), "`Loss` of train_step, in 1 line: no reader knows it; perhaps `loss` is meant"),
         (row(grad_nrom=1), "`grad_nrom` of train_step, in 1 line: no reader knows it; perhaps `grad_norm` is meant"),
-        (
-            row(eval_loss=1.0),
-            "`eval_loss` of train_step, in 1 line: readers take it from an `eval` event: split `eval`, metrics `loss`",
-        ),
-        (
-            row(val_accuracy=1.0),
-            f"`val_accuracy` of train_step, in 1 line: {FROM_EVAL} split `val`, metrics `accuracy`",
-        ),
+        (row(eval_loss=1.0),
+         "`eval_loss` of train_step, in 1 line: readers take it from an `eval` event: split `eval`, metrics `loss`"),
+        (row(val_accuracy=1.0),
+         f"`val_accuracy` of train_step, in 1 line: {FROM_EVAL} split `val`, metrics `accuracy`"),
         ({"event": "trainstep"}, "event `trainstep`, in 1 line: no reader knows it; perhaps `train_step` is meant"),
         ({"event": "Train-Step"}, "event `Train-Step`, in 1 line: no reader knows it; perhaps `train_step` is meant"),
         ({"event": "validation"}, "event `validation`, in 1 line: no reader knows it; perhaps `eval` is meant"),
-        (
-            {"event": "eval", "split": "test", "metrics": {"eval_loss": 1.0}},
-            "`eval_loss` of eval.metrics, in 1 line: no reader knows it; perhaps `loss` is meant",
-        ),
-        (
-            {"event": "run_start", "config": {"lora": {"rank": 8}}},
-            "`rank` of run_start.config.lora, in 1 line: no reader knows it; perhaps `r` is meant",
-        ),
-        (
-            {"event": "run_start", "config": {"model": "m"}},
-            "`model` of run_start.config, in 1 line: no reader knows it; perhaps `model_name` is meant",
-        ),
+        ({"event": "eval", "split": "test", "metrics": {"eval_loss": 1.0}},
+         "`eval_loss` of eval.metrics, in 1 line: no reader knows it; perhaps `loss` is meant"),
+        ({"event": "run_start", "config": {"lora": {"rank": 8}}},
+         "`rank` of run_start.config.lora, in 1 line: no reader knows it; perhaps `r` is meant"),
+        ({"event": "run_start", "config": {"model": "m"}},
+         "`model` of run_start.config, in 1 line: no reader knows it; perhaps `model_name` is meant"),
     ],
-)
+)  # fmt: skip
 def test_a_near_miss_is_named(log, line, said):
     assert said in warned(log, ROW, line)
 

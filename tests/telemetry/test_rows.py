@@ -63,14 +63,11 @@ def test_what_an_evaluation_measured_itself_goes_before_what_stands_beside_it():
         ({"step": 1, "run_id": "x", "extras": 2, "event": 3, "self": 4}, {}, RESERVED),
         ({"reward": 0.5, "kl": "0.1"}, {}, {"reward": 0.5, "kl": "0.1"}),
         ({Name.STEP: 1, 7: 2}, {}, {"step_": 1, "7": 2}),
-        (
-            {"loss": 0, "lr": [0], "epoch": "0", "grad_norm": 0.0},
-            {"loss": 0.0, "lr": [0.0], "epoch": 0.0, "grad_norm": 0.0},
-            {},
-        ),
+        ({"loss": 0, "lr": [0], "epoch": "0", "grad_norm": 0.0},
+         {"loss": 0.0, "lr": [0.0], "epoch": 0.0, "grad_norm": 0.0}, {}),
         ({"lr": "high", "learning_rate": 0.1}, {"lr": 0.1}, {"lr_": "high"}),
     ],
-)
+)  # fmt: skip
 def test_known_columns_get_the_recorders_names_and_all_else_stays_beside_them(row, known, extras):
     assert train_columns(row) == (known, extras)
 
@@ -139,25 +136,13 @@ def test_a_row_of_known_columns_and_floats_alone_is_plain(row, columns):
         ({"test_f1": 1}, {"test_f1": 1}, {}, {}),
         ({"test_acc": 1, "test_f1": 2}, {}, {"test": {"acc": 1, "f1": 2}}, {}),
         ({"val_loss": 1, "eval_loss": 2}, {}, {"val": {"loss": 1}, "eval": {"loss": 2}}, {}),
-        (
-            {"eval_a_runtime": 1, "eval_b_runtime": 2, "epoch": 3, "kl": 4},
-            {"kl": 4},
-            {"a": {"runtime": 1, "epoch": 3}, "b": {"runtime": 2, "epoch": 3}},
-            {},
-        ),
+        ({"eval_a_runtime": 1, "eval_b_runtime": 2, "epoch": 3, "kl": 4}, {"kl": 4},
+         {"a": {"runtime": 1, "epoch": 3}, "b": {"runtime": 2, "epoch": 3}}, {}),
         ({"eval_a_runtime": 1, "eval_a_b_runtime": 2}, {}, {"a": {"runtime": 1, "b_runtime": 2}}, {}),
-        (
-            {"eval_a_runtime": 1, "eval_a_f1": 2, "eval_loss": 3},
-            {},
-            {"a": {"runtime": 1, "f1": 2}, "eval": {"loss": 3}},
-            {},
-        ),
-        (
-            {"eval_a_loss": 1, "eval_a_runtime": 2, "test_loss": 3, "epoch": 4, "step": 5},
-            {"step": 5},
-            {"a": {"loss": 1, "runtime": 2, "epoch": 4}, "test": {"loss": 3, "epoch": 4}},
-            {},
-        ),
+        ({"eval_a_runtime": 1, "eval_a_f1": 2, "eval_loss": 3}, {}, {"a": {"runtime": 1, "f1": 2}, "eval": {"loss": 3}},
+         {}),
+        ({"eval_a_loss": 1, "eval_a_runtime": 2, "test_loss": 3, "epoch": 4, "step": 5}, {"step": 5},
+         {"a": {"loss": 1, "runtime": 2, "epoch": 4}, "test": {"loss": 3, "epoch": 4}}, {}),
         ({"total_flos": 1, "kl": 2}, {}, {}, {"total_flos": 1, "kl": 2}),
         ({"total_flos": 1, "train_loss": 3, "loss": 2}, {"loss": 2}, {}, {"total_flos": 1, "train_loss": 3}),
         ({"total_flos": 1, "loss": 2, "epoch": 3}, {"loss": 2, "epoch": 3}, {}, {"total_flos": 1, "epoch": 3}),
@@ -166,12 +151,8 @@ def test_a_row_of_known_columns_and_floats_alone_is_plain(row, columns):
         ({"total_flos": 1, "epoch": None, "lr": 0}, {"lr": 0, "epoch": None}, {}, {"total_flos": 1, "epoch": None}),
         ({"eval_loss": 0, "epoch": 0}, {}, {"eval": {"loss": 0, "epoch": 0}}, {}),
         ({"eval_runtime": 0, "loss": 0}, {"loss": 0}, {"eval": {"runtime": 0}}, {}),
-        (
-            {"eval_a_runtime": 0, "eval_b_runtime": 0, "epoch": 0},
-            {},
-            {"a": {"runtime": 0, "epoch": 0}, "b": {"runtime": 0, "epoch": 0}},
-            {},
-        ),
+        ({"eval_a_runtime": 0, "eval_b_runtime": 0, "epoch": 0}, {},
+         {"a": {"runtime": 0, "epoch": 0}, "b": {"runtime": 0, "epoch": 0}}, {}),
         ({"predict_ppl": 1, "lr": 2, "epoch": 3}, {"lr": 2, "epoch": 3}, {"predict": {"ppl": 1}}, {}),
         ({"eval_loss": 1, "loss": 3, "f1": 2}, {"loss": 3, "f1": 2}, {"eval": {"loss": 1}}, {}),
         ({"eval_loss": 1, "f1": 2}, {}, {"eval": {"loss": 1, "f1": 2}}, {}),
@@ -179,29 +160,17 @@ def test_a_row_of_known_columns_and_floats_alone_is_plain(row, columns):
         ({"eval_loss": 1, "learning_rate": 3, "f1": 2}, {"learning_rate": 3, "f1": 2}, {"eval": {"loss": 1}}, {}),
         ({"loss": 1, "epoch": 2, "reward": 3}, {"loss": 1, "epoch": 2, "reward": 3}, {}, {}),
         ({"train_loss": 1, "train_runtime": 2}, {}, {"train": {"loss": 1, "runtime": 2}}, {}),
-        (
-            {"eval_a_loss": 1, "eval_a_runtime": 2, "eval_entropy": 3},
-            {},
-            {"a": {"loss": 1, "runtime": 2, "entropy": 3}},
-            {},
-        ),
+        ({"eval_a_loss": 1, "eval_a_runtime": 2, "eval_entropy": 3}, {}, {"a": {"loss": 1, "runtime": 2, "entropy": 3}},
+         {}),
         ({"loss": 1, "valid_tokens": 2}, {"loss": 1, "valid_tokens": 2}, {}, {}),
         ({"learning_rate": 1, "step_runtime": 2}, {"learning_rate": 1}, {"step": {"runtime": 2}}, {}),  # without a loss
-        (
-            {"eval_a_runtime": 1, "a_runtime": 2, "a_f1": 3},
-            {},
-            {"a": {"runtime": 2, "f1": 3}, "eval_a": {"runtime": 1}},
-            {},
-        ),
+        ({"eval_a_runtime": 1, "a_runtime": 2, "a_f1": 3}, {}, {"a": {"runtime": 2, "f1": 3}, "eval_a": {"runtime": 1}},
+         {}),
         # the short prefix has the name, in any order of letters
         ({"eval_test_runtime": 1, "test_loss": 2}, {}, {"test": {"loss": 2}, "eval_test": {"runtime": 1}}, {}),
         ({"evaluation_runtime": 1, "loss": 2}, {"loss": 2}, {"evaluation": {"runtime": 1}}, {}),
-        (
-            {"validation_loss": 1, "eval_a_runtime": 2, "eval_entropy": 3},
-            {},
-            {"validation": {"loss": 1}, "a": {"runtime": 2, "entropy": 3}},
-            {},
-        ),
+        ({"validation_loss": 1, "eval_a_runtime": 2, "eval_entropy": 3}, {},
+         {"validation": {"loss": 1}, "a": {"runtime": 2, "entropy": 3}}, {}),
         ({"total_flos": 1, "training_time": 2, "loss": 3}, {"training_time": 2, "loss": 3}, {}, {"total_flos": 1}),
         ({"eval_a_runtime": 1, "eval_ab_runtime": 2}, {}, {"a": {"runtime": 1}, "ab": {"runtime": 2}}, {}),
         (
@@ -212,6 +181,6 @@ def test_a_row_of_known_columns_and_floats_alone_is_plain(row, columns):
         ),
         ({"devices": 1, "loss": 2}, {"devices": 1, "loss": 2}, {}, {}),
     ],
-)
+)  # fmt: skip
 def test_a_row_is_taken_apart_value_by_value(row, train, evals, summary):
     assert split_row(row) == (train, evals, summary)

@@ -151,17 +151,14 @@ class Mode(Enum):
         (lambda: TrainStep(**HEAD, schema="v1"), SchemaError, "at `$.schema`"),
         (lambda: Eval(**HEAD, split="x", metrics=0.5), SchemaError, r"expected object at `$.metrics`, got float"),
         (lambda: EvalMetrics(n=-1), SchemaError, r"EvalMetrics: expected int >= 0 at `$.n`"),
-        (
-            lambda: Metrics(**HEAD, kind=Mode, metrics={}),
-            SchemaError,
-            "`kind`: expected a JSON value, got enum.EnumType",
-        ),
+        (lambda: Metrics(**HEAD, kind=Mode, metrics={}), SchemaError,
+         "`kind`: expected a JSON value, got enum.EnumType"),
         (lambda: Alert(**HEAD, severity="bad", code="c", message="m"), SchemaError, "one of info, .*, got 'bad'"),
         (lambda: RunEnd(**HEAD, status="done"), SchemaError, "RunEnd: expected one of ok, .* `$.status`, got 'done'"),
         (lambda: LoraSnapshot(r="8"), SchemaError, r"LoraSnapshot: expected int \| null at `$.r`, got str"),
         (lambda: LoraSnapshot(rank=8), TypeError, "rank"),
     ],
-)
+)  # fmt: skip
 def test_a_wrong_value_is_named_when_the_event_is_built(build, kind, said):
     with pytest.raises(kind, match=said.replace("$.", r"\$\.")):
         build()

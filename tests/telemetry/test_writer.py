@@ -139,21 +139,17 @@ def test_arrays_integers_flags_enums_sets_and_paths_become_json(log, writer) -> 
         (lambda w: w.train_step(1, note=b"x"), r"`note`: expected a JSON value, got bytes"),
         (lambda w: w.train_step(1, a={"b": [0, 1j]}), r"`a\.b\[1\]`: expected a JSON value, got complex"),
         (lambda w: w.train_step(1, session="mine"), r"extras of TrainStep .* known key: session"),
-        (
-            lambda w: w.eval(1, split="t", metrics={"accuracy": "high"}),
-            r"`metrics\.accuracy`: expected a number, .*, got 'high'",
-        ),
+        (lambda w: w.eval(1, split="t", metrics={"accuracy": "high"}),
+         r"`metrics\.accuracy`: expected a number, .*, got 'high'"),
         (lambda w: w.eval(1, split=None, metrics={}), r"`split`: expected a text, got NoneType"),
         (lambda w: w.metrics(1, kind="k", metrics={"x": {"y": object}}), r"`metrics\.x\.y`: expected a JSON value"),
         (lambda w: w.alert(severity="fatal", code="c", message="m"), r"\$\.severity"),
-        (
-            lambda w: w.alert(severity="info", code="c", message="m", context={"x": 1j}),
-            r"`context\.x`: expected a JSON",
-        ),
+        (lambda w: w.alert(severity="info", code="c", message="m", context={"x": 1j}),
+         r"`context\.x`: expected a JSON"),
         (lambda w: w.run_end(status="done"), r"\$\.status"),
         (lambda w: w.run_start(meta={"when": warnings}), r"`meta\.when`: expected a JSON value, got module"),
     ],
-)
+)  # fmt: skip
 def test_what_is_no_json_is_refused_by_the_name_of_its_field_and_nothing_is_written(log, writer, call, named) -> None:
     with pytest.raises(RecorderError, match=named) as error:
         call(writer)

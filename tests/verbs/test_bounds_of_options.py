@@ -65,25 +65,19 @@ def test_a_resize_takes_a_record_and_single_options_which_win_over_it(places):
     ("call", "says"),
     [
         (lambda: g.audit_adapter("missing", intruders=True), "--intruders needs --base"),
-        (
-            lambda: g.audit_adapter("missing", top_singular_values=-1),
-            "--top-singular-values is -1, expected a whole number from 0",
-        ),
+        (lambda: g.audit_adapter("missing", top_singular_values=-1),
+         "--top-singular-values is -1, expected a whole number from 0"),
         (lambda: g.audit_adapter("missing", seed=0.5), "--seed is 0.5, expected a whole number from 0"),
         (lambda: g.diagnose("missing", gap_threshold=0.0), "--gap-threshold is 0.0, expected above 0"),
         (lambda: g.convert_adapter("missing", rank=10**400), f"--rank is 1{'0' * 39}, expected a finite number"),
-        (
-            lambda: g.bench_adapter("missing", "out", options=g.BenchOptions(seed=-1)),
-            "--seed is -1, expected a whole number from 0",
-        ),
+        (lambda: g.bench_adapter("missing", "out", options=g.BenchOptions(seed=-1)),
+         "--seed is -1, expected a whole number from 0"),
         (lambda: g.bench_merge([], "out", options=g.BenchOptions(timeout=0)), "--timeout is 0, expected above 0"),
-        (
-            lambda: g.bench_merge([], "out", options=g.BenchOptions(max_length=0)),
-            "--max-length is 0, expected a whole number from 1",
-        ),
+        (lambda: g.bench_merge([], "out", options=g.BenchOptions(max_length=0)),
+         "--max-length is 0, expected a whole number from 1"),
         (lambda: g.merge_adapters(["missing"] * 2, seed=-1), "--seed is -1, expected a whole number from 0"),
     ],
-)
+)  # fmt: skip
 def test_an_option_is_refused_by_its_name_before_anything_is_read(call, says):
     with pytest.raises(g.OptionError) as caught:
         call()

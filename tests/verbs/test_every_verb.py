@@ -41,11 +41,8 @@ TABLE = [
           r=8 -> 3: 1
         """,
     ),
-    (
-        "resize runs/toy/peft --rank 4 --out cut",
-        2,
-        "cut exists already (choose another name, or replace it with --force)",
-    ),
+    ("resize runs/toy/peft --rank 4 --out cut", 2,
+     "cut exists already (choose another name, or replace it with --force)"),
     (
         "merge runs/toy/peft cut --out merged --method svd --rank 4",
         0,
@@ -138,16 +135,10 @@ TABLE = [
           events: run_start 1, eval 10, train_step 240, metrics 1, run_end 1
         """,
     ),
-    (
-        "why runs/toy/run.jsonl runs/toy/run.jsonl",
-        2,
-        "runs/toy/run.jsonl holds one run that was not resumed: there is nothing to compare it with",
-    ),
-    (
-        "import runs/toy/run.jsonl --out x.jsonl",
-        2,
-        "runs/toy/run.jsonl is a log of gradience already (gradience monitor reads it as it is)",
-    ),
+    ("why runs/toy/run.jsonl runs/toy/run.jsonl", 2,
+     "runs/toy/run.jsonl holds one run that was not resumed: there is nothing to compare it with"),
+    ("import runs/toy/run.jsonl --out x.jsonl", 2,
+     "runs/toy/run.jsonl is a log of gradience already (gradience monitor reads it as it is)"),
     (
         "rules lr001",
         0,
@@ -275,7 +266,7 @@ TABLE = [
           the rows of each step: record the digests (digests=True)
         """,
     ),
-]
+]  # fmt: skip
 
 
 def lay_out() -> None:

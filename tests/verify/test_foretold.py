@@ -112,6 +112,8 @@ Q = "--lora-target-modules q_proj"
         ("plain scale", "vllm", [], "wrong_scale", "vllm@0.28.0", "Nothing ", "vllm@0.28.0)"),
         ("base", "x", ["--serve", "mlx@0.31.3"], "the_base", "mlx@0.31.3", "Foretold: MLX-LM leaves out every adapter",
          "issues/1745)"),
+        ("base", "vllm", ["--server-flags", "--max-lora-rank 1"], "the_base", "vllm@0.28.0",
+         "Foretold is a refusal, so the adapter may not be loaded at all: vLLM refuses rank 8", "config/lora.py)"),
         ("base", "vllm", ["--serve", "vllm@99"], "the_base", "vllm@99", "What is known of vLLM was read of ", "of 99"),
     ],
 )  # fmt: skip

@@ -297,27 +297,17 @@ EXACT, MISSED = ("exact", None), ("not_compared", "why")
         ([EXACT], "contained", []),
         ([("within_rounding", None), ("unresolved", "x")], "contained", []),
         ([EXACT, ("absent", None)], "not_contained", ["1 of 2 without the update (first: m1)"]),
-        (
-            [("scaled", None), ("other", None), ("scaled", None), MISSED],
-            "not_contained",
-            ["2 of 4 with another factor of it (first: m0)", "1 of 4 with something else (first: m1)"],
-        ),
+        ([("scaled", None), ("other", None), ("scaled", None), MISSED], "not_contained",
+         ["2 of 4 with another factor of it (first: m0)", "1 of 4 with something else (first: m1)"]),
         ([EXACT, MISSED], "inconclusive", ["m1 not compared: why"]),
         ([MISSED, MISSED, EXACT], "inconclusive", ["2 (first: m0) not compared: why"]),
         ([("unresolved", "x"), ("unresolved", "x")], "inconclusive", ["no module can tell: x"]),
         ([], "inconclusive", []),
-        (
-            [("not_compared", f"w{n}") for n in range(5)],
-            "inconclusive",
-            [f"m{n} not compared: w{n}" for n in range(5)],
-        ),
-        (
-            [("not_compared", f"w{n}") for n in range(7)],
-            "inconclusive",
-            [*(f"m{n} not compared: w{n}" for n in range(5)), "and 2 more reasons"],
-        ),
+        ([("not_compared", f"w{n}") for n in range(5)], "inconclusive", [f"m{n} not compared: w{n}" for n in range(5)]),
+        ([("not_compared", f"w{n}") for n in range(7)], "inconclusive",
+         [*(f"m{n} not compared: w{n}" for n in range(5)), "and 2 more reasons"]),
     ],
-)
+)  # fmt: skip
 def test_the_whole_follows_from_the_rows(some, verdict, reasons):
     assert concluded(rows(*some)) == (verdict, reasons)
 

@@ -278,13 +278,10 @@ def test_two_settings_that_act_from_the_same_step_are_both_named(tmp_path: Path)
             {},
             "training.lr_scheduler: linear and cosine",
         ),
-        (
-            {"optimizer__lr": (1e-3, 2e-3), "training__lr_scheduler": ("linear", "cosine")},
-            {"rates": [2e-3] * 4},
-            "training.lr_scheduler: linear and cosine",
-        ),
+        ({"optimizer__lr": (1e-3, 2e-3), "training__lr_scheduler": ("linear", "cosine")}, {"rates": [2e-3] * 4},
+         "training.lr_scheduler: linear and cosine"),
     ],
-)
+)  # fmt: skip
 def test_no_setting_hides_behind_another(tmp_path: Path, settings: Any, seen: Any, says: str) -> None:
     report = explained(tmp_path, settings, **seen, **EARLY)
     assert says in [each.says for each in report.differences]

@@ -151,22 +151,13 @@ FAULTY: Final[list[tuple[str, Files, str]]] = [
             "tokenizer_config.json in run is <|endoftext|>"
         ),
     ),
-    (
-        "PRM504",
-        {"train.yaml": RECIPE + "default_system: You are a clerk.\n"} | modelfile(),
-        "the system prompt is 'You are a clerk.' in train.yaml, and none in Modelfile",
-    ),
-    (
-        "PRM504",
-        {"train.yaml": RECIPE + "default_system: You are a clerk.\n"} | modelfile(SYSTEM="You are a cook."),
-        "the system prompt is 'You are a clerk.' in train.yaml, and 'You are a cook.' in Modelfile",
-    ),
-    (
-        "PRM505",
-        adapter(**BOS, add_bos_token=True) | modelfile("<s>" + GO),
-        "the TEMPLATE of Modelfile begins with <s>, and tokenizer_config.json in run adds it (add_bos_token)",
-    ),
-]
+    ("PRM504", {"train.yaml": RECIPE + "default_system: You are a clerk.\n"} | modelfile(),
+     "the system prompt is 'You are a clerk.' in train.yaml, and none in Modelfile"),
+    ("PRM504", {"train.yaml": RECIPE + "default_system: You are a clerk.\n"} | modelfile(SYSTEM="You are a cook."),
+     "the system prompt is 'You are a clerk.' in train.yaml, and 'You are a cook.' in Modelfile"),
+    ("PRM505", adapter(**BOS, add_bos_token=True) | modelfile("<s>" + GO),
+     "the TEMPLATE of Modelfile begins with <s>, and tokenizer_config.json in run adds it (add_bos_token)"),
+]  # fmt: skip
 
 FAULTY += [
     (
@@ -242,8 +233,6 @@ SOUND: Final[list[Files]] = [
     {"train.yaml": RECIPE + "default_system: You are a clerk.\n"} | modelfile(SYSTEM="You are a clerk."),
     adapter() | {"serve.sh": "llama-server -m m.gguf --chat-template chatml\n"},
     adapter() | {"serve.sh": "vllm serve m --enable-lora\n"},
-    {f"checkpoint-5/{name}": content for name, content in adapter().items()}
-    | {"adapter_config.json": {}, "tokenizer_config.json": {"eos_token": "</s>"}},  # of weights that lay there
 ]
 
 
@@ -257,6 +246,12 @@ def test_what_differs_between_two_files_is_said_with_both(
 @every(("files",), [(files,) for files in SOUND])
 def test_files_that_agree_are_not_spoken_of(files: Files, tmp_path: Path) -> None:
     assert said(tmp_path / "run", files) == {}
+
+
+def test_the_tokenizer_of_an_adapter_whose_weights_are_gone_is_not_that_of_serving(tmp_path: Path) -> None:
+    gone = {"adapter_config.json": {}, "tokenizer_config.json": {"eos_token": "</s>"}}
+    folders = [written(tmp_path / "run" / "checkpoint-5", adapter()), written(tmp_path / "run", gone)]
+    assert judge(PROMPT_RULES, prompt_links(folders)).findings == []
 
 
 def test_the_run_that_lies_beside_its_modelfile_is_told_the_same_by_every_verb_on_weights(tmp_path: Path) -> None:

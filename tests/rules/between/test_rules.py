@@ -174,11 +174,8 @@ ENTRIES: dict[str, Entry] = {
     ),
     "LOD404": Entry(
         fires=[
-            On(
-                parts(loading=loading(missing=("a", "b"))),
-                "The config's targets match 6 modules of the base, and the file holds 4: a, b lack.",
-                "warning",
-            )
+            On(parts(loading=loading(missing=("a", "b"))),
+               "The config's targets match 6 modules of the base, and the file holds 4: a, b lack.", "warning")
         ],
         silent=[
             parts(loading=loading()),
@@ -188,16 +185,10 @@ ENTRIES: dict[str, Entry] = {
     ),
     "LOD405": Entry(
         fires=[
-            On(
-                parts(untargeted=("x.k_proj",), loading=loading()),
-                "target_modules does not match x.k_proj: PEFT would not load 1 of 4 modules of this file.",
-                "warning",
-            ),
-            On(
-                parts(untargeted=("x.a", "x.b")),
-                "target_modules does not match x.a, x.b: PEFT would not load 2 of 2 modules of this file.",
-                "error",
-            ),
+            On(parts(untargeted=("x.k_proj",), loading=loading()),
+               "target_modules does not match x.k_proj: PEFT would not load 1 of 4 modules of this file.", "warning"),
+            On(parts(untargeted=("x.a", "x.b")),
+               "target_modules does not match x.a, x.b: PEFT would not load 2 of 2 modules of this file.", "error"),
         ],
         silent=[parts(untargeted=()), parts(untargeted=("a",), misnamed={"no_prefix": ["a"]})],
         abstains=[On(parts(), "the targets are null, all-linear or of another format")],
@@ -230,11 +221,9 @@ ENTRIES: dict[str, Entry] = {
                 "error",
             ),
             On(mlx(["self_attn.q_proj"]), severity="warning"),
-            On(
-                mlx(["self_attn.q_proj", "self_attn.v_proj"], num_layers=1),
-                "num_layers is 1, and the file has factors in 2 layers: MLX-LM loads those of the last 1 alone.",
-                "warning",
-            ),
+            On(mlx(["self_attn.q_proj", "self_attn.v_proj"], num_layers=1),
+               "num_layers is 1, and the file has factors in 2 layers: MLX-LM loads those of the last 1 alone.",
+               "warning"),
         ],
         silent=[
             mlx(["self_attn.q_proj", "self_attn.v_proj"], num_layers=2),
@@ -245,16 +234,12 @@ ENTRIES: dict[str, Entry] = {
     ),
     "LOD408": Entry(
         fires=[
-            On(
-                parts(tensors=pair((2, 4, 5), (2, 9, 4))),
-                "The factors of 1 modules have axes that no layer of PEFT's has: model.x [2, 4, 5] and [2, 9, 4].",
-                "error",
-            ),
-            On(
-                parts(tensors=pair((32, 768), (1536, 16, 1))),
-                "The factors of 1 modules have axes that no layer of PEFT's has: model.x [32, 768] and [1536, 16, 1].",
-                "error",
-            ),
+            On(parts(tensors=pair((2, 4, 5), (2, 9, 4))),
+               "The factors of 1 modules have axes that no layer of PEFT's has: model.x [2, 4, 5] and [2, 9, 4].",
+               "error"),
+            On(parts(tensors=pair((32, 768), (1536, 16, 1))),
+               "The factors of 1 modules have axes that no layer of PEFT's has: model.x [32, 768] and [1536, 16, 1].",
+               "error"),
         ],
         silent=[
             parts(),
@@ -265,11 +250,8 @@ ENTRIES: dict[str, Entry] = {
     ),
     "LED401": Entry(
         fires=[
-            On(
-                parts({"modules_to_save": ["embed_tokens", "lm_head"]}, more=whole("lm_head")),
-                "modules_to_save names embed_tokens, and the file holds no whole weight of that name.",
-                "error",
-            ),
+            On(parts({"modules_to_save": ["embed_tokens", "lm_head"]}, more=whole("lm_head")),
+               "modules_to_save names embed_tokens, and the file holds no whole weight of that name.", "error"),
             On(
                 parts({"modules_to_save": ["lm_head"]}, more=factors("base_model.model.lm_head")),
                 "modules_to_save names lm_head, and the file holds no whole weight of that name (lm_head has factors "
@@ -378,10 +360,8 @@ ENTRIES: dict[str, Entry] = {
         ],
         abstains=[
             On(parts({"modules_to_save": ["lm_head"]}), NO_BASE),
-            On(
-                parts({"modules_to_save": ["lm_head"]}, base={}),
-                "the base's config.json does not say whether the head is tied to the embedding",
-            ),
+            On(parts({"modules_to_save": ["lm_head"]}, base={}),
+               "the base's config.json does not say whether the head is tied to the embedding"),
         ],
     ),
     "LED406": Entry(
@@ -410,11 +390,8 @@ ENTRIES: dict[str, Entry] = {
                 "this adapter is loaded.",
                 "warning",
             ),
-            On(
-                parts(more=whole("lm_head"), last_token=9),
-                "The tokenizer beside the adapter has the id 9, and lm_head in the file 9 rows.",
-                "error",
-            ),
+            On(parts(more=whole("lm_head"), last_token=9),
+               "The tokenizer beside the adapter has the id 9, and lm_head in the file 9 rows.", "error"),
         ],
         silent=[
             parts(),
@@ -432,10 +409,8 @@ ENTRIES: dict[str, Entry] = {
                 "begin with a new optimizer and schedule.",
                 "info",
             ),
-            On(
-                parts(checkpoints=points(7, files="scheduler.pt")),
-                "Checkpoint-7 holds no optimizer.pt: a resume would begin with a new optimizer and schedule.",
-            ),
+            On(parts(checkpoints=points(7, files="scheduler.pt")),
+               "Checkpoint-7 holds no optimizer.pt: a resume would begin with a new optimizer and schedule."),
         ],
         silent=[
             parts(),
@@ -506,10 +481,7 @@ ENTRIES: dict[str, Entry] = {
         ],
         silent=[
             parts(modules=[*STILL, audited.module("model.layers.9.q")], settings=CHECKPOINTED),
-            parts(
-                modules=STILL,
-                settings={**CHECKPOINTED, "gradient_checkpointing_kwargs": {"use_reentrant": False}},
-            ),
+            parts(modules=STILL, settings={**CHECKPOINTED, "gradient_checkpointing_kwargs": {"use_reentrant": False}}),
         ],
         abstains=[
             On(parts(settings=CHECKPOINTED), UNREAD),
@@ -518,11 +490,9 @@ ENTRIES: dict[str, Entry] = {
     ),
     "NUM421": Entry(
         fires=[
-            On(
-                parts(zeros=0.1),
-                "10% of the entries of lora_B are exactly zero in float16, in modules that moved: an underflow.",
-                "warning",
-            )
+            On(parts(zeros=0.1),
+               "10% of the entries of lora_B are exactly zero in float16, in modules that moved: an underflow.",
+               "warning")
         ],
         silent=[parts(zeros=0.0999)],
         abstains=[On(parts(), "lora_B is not stored in float16, or was not read")],
@@ -615,7 +585,7 @@ ENTRIES: dict[str, Entry] = {
         ],
         abstains=[On(parts(modules=rows(1.0)), "the numbers were not read")],
     ),
-}
+}  # fmt: skip
 
 
 def cases(kind: str) -> list[Any]:

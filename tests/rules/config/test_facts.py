@@ -31,11 +31,8 @@ def facts(**sections: Any) -> Facts:
         ("early_step", {"lora": {"r": 16, "alpha": 32, "use_rslora": True}, "optimizer": {"lr": 1e-4}}, 1.28e-2),
         ("batch_per_process", {"training": {"batch_size": 4, "gradient_accumulation": 8}}, 32),
         ("batch_per_process", {"training": {"batch_size": 4}}, 4),
-        (
-            "batch_per_process",
-            {"training": {"batch_size": 4, "gradient_accumulation": 2, "extras": {"batch_from": "the log"}}},
-            8,
-        ),
+        ("batch_per_process",
+         {"training": {"batch_size": 4, "gradient_accumulation": 2, "extras": {"batch_from": "the log"}}}, 8),
         (
             "epochs",
             {
@@ -97,7 +94,7 @@ def facts(**sections: Any) -> Facts:
         ("is_adam", {"optimizer": {"name": "sgd"}}, False),
         ("is_adam", {}, None),
     ],
-)
+)  # fmt: skip
 def test_a_quantity_is_what_the_trainer_would_make_of_it(name: str, sections: dict[str, Any], value: float) -> None:
     assert getattr(facts(**sections), name) == pytest.approx(value)
 
@@ -108,41 +105,26 @@ def test_a_quantity_is_what_the_trainer_would_make_of_it(name: str, sections: di
         ("lr", {}, "lr is not given"),
         ("lr", {"optimizer": {"lr": 0.0}}, "lr is not a positive number (see VAL001)"),
         ("lr", {"optimizer": {"lr": "Infinity"}}, "lr is not a positive number (see VAL001)"),
-        (
-            "adam_lr",
-            {"optimizer": {"lr": 1e-4, "name": "lion"}},
-            "optimizer lion is not of the Adam family: no published band",
-        ),
+        ("adam_lr", {"optimizer": {"lr": 1e-4, "name": "lion"}},
+         "optimizer lion is not of the Adam family: no published band"),
         ("r", {"lora": {"r": 0}}, "r is below 1 (see VAL001)"),
         ("effective_batch", {"training": {"batch_size": 4}}, "number of processes is not given"),
-        (
-            "effective_batch",
-            {"training": {"batch_size": 4, "world_size": 0}},
-            "number of processes is below 1 (see VAL001)",
-        ),
-        (
-            "batch_per_process",
-            {"training": {"batch_size": 4, "gradient_accumulation": 0}},
-            "gradient accumulation is below 1 (see VAL001)",
-        ),
-        (
-            "steps",
-            {"training": {"batch_size": 8, "world_size": 1, "epochs": 1.0, "extras": {"train_examples": 0}}},
-            None,
-        ),
+        ("effective_batch", {"training": {"batch_size": 4, "world_size": 0}},
+         "number of processes is below 1 (see VAL001)"),
+        ("batch_per_process", {"training": {"batch_size": 4, "gradient_accumulation": 0}},
+         "gradient accumulation is below 1 (see VAL001)"),
+        ("steps", {"training": {"batch_size": 8, "world_size": 1, "epochs": 1.0, "extras": {"train_examples": 0}}},
+         None),
         ("steps", {"training": {"epochs": 1.0, "extras": {"train_examples": "9"}}}, None),
-        (
-            "steps",
-            {"training": {**BY_EIGHT, "epochs": 1.0, "extras": {"train_examples": 7, "drop_last": True}}},
-            "the data are less than one batch, which dataloader_drop_last leaves out",
-        ),
+        ("steps", {"training": {**BY_EIGHT, "epochs": 1.0, "extras": {"train_examples": 7, "drop_last": True}}},
+         "the data are less than one batch, which dataloader_drop_last leaves out"),
         ("coverage", {}, "the base model is not given (--base)"),
         ("logged_every", {"training": {"extras": {"logging_strategy": "epoch"}}}, None),
         ("saved_every", {"training": {"save_strategy": "best"}}, None),
         ("saved_every", {"training": {"save_strategy": "steps", "save_steps": 0.5}}, None),
         ("has_warmup", {}, "warmup is not given"),
     ],
-)
+)  # fmt: skip
 def test_what_cannot_be_known_says_why(name: str, sections: dict[str, Any], reason: str | None) -> None:
     with pytest.raises(Unknown) as unknown:
         getattr(facts(**sections), name)

@@ -54,7 +54,7 @@ def test_an_engine_and_a_feature_have_one_row_and_every_engine_has_some() -> Non
     )
     assert {fact.row.engine for fact in FACTS} == set(ENGINES)
     assert {fact.feature for fact in FACTS} | {"alora"} == set(SHOWN) == set(FEATURES) - {"rank"}
-    assert all(bool(fact.row.only) for fact in FACTS if fact.feature in {"targets", "base"})
+    assert all(bool(fact.row.only) for fact in FACTS if fact.feature in {"targets", "base", "model"})
 
 
 @given(rank=st.integers(1, 600))
@@ -114,49 +114,38 @@ SHOWN = {  # a feature: settings or surroundings that show it, and those like th
     "alpha_pattern": ({"alpha_pattern": {"q_proj": 4.0}}, {"alpha_pattern": {}}),
     "token_rows": ({"extras": {"trainable_token_indices": [1]}}, {"extras": {"trainable_token_indices": []}}),
     "new_rows": (PLAIN._replace(new_rows=("<x>",)), PLAIN),
-    "some_layers": (
-        _held(language=["m.0.q_proj", "m.1.q_proj", "m.0.v_proj"]),
-        _held(language=["m.0.q_proj", "m.1.q_proj", "m.0.v_proj", "m.1.v_proj"]),
-    ),
+    "some_layers": (_held(language=["m.0.q_proj", "m.1.q_proj", "m.0.v_proj"]),
+        _held(language=["m.0.q_proj", "m.1.q_proj", "m.0.v_proj", "m.1.v_proj"])),
     "targets": ({"target_modules": ["q_proj", "a.wqkv"]}, {"target_modules": ["a.q_proj", "o_proj"]}),
     "embedding_or_head": ({"target_modules": ["q_proj", "lm_head"]}, {"target_modules": ["head"]}),
     "tied_head": (_held(tied_head=["lm_head"]), _held(head=["lm_head"])),
-    "expression": ({"target_modules": ".*q_proj"}, {"target_modules": ["q_proj"]}),
+    "expression": ({"target_modules": ".*q_proj"}, {"target_modules": "all-linear"}),
     "prefix": (PLAIN._replace(moved=MOVED), PLAIN._replace(moved=MOVED._replace(saved=False))),
     "base": (PLAIN._replace(coverage=WHISPER), PLAIN),
+    "model": (PLAIN._replace(coverage=WHISPER), PLAIN),
     "start": ({"init": "pissa"}, {"init": "gaussian"}),
-    "absent": (
-        _held()._replace(absent=frozenset({"model.layers.0.self_attn.q_proj"})),
-        _held()._replace(absent=frozenset({"model.layers.1.self_attn.q_proj"})),
-    ),
+    "absent": (_held()._replace(absent=frozenset({"model.layers.0.self_attn.q_proj"})),
+        _held()._replace(absent=frozenset({"model.layers.1.self_attn.q_proj"}))),
     "unwrapped": (_held()._replace(coverage=None), _held()),
     "fraction": ({"alpha": 22.5}, {"alpha": 22.0}),
     "base_bias": ({"bias": "all"}, {"bias": "none", "extras": {"lora_bias": True}}),
     "embedding": ({"target_modules": ["model.embed_tokens"]}, {"target_modules": ["lm_head"]}),
-    "expert_parameters": (
-        {"extras": {"target_parameters": ["mlp.experts.up_proj"]}},
-        _held(experts=["m.mlp.experts.0.up_proj"]),
-    ),
-    "expert_scale": (
-        {"use_rslora": True, "extras": {"target_parameters": ["mlp.experts.up_proj"]}},
-        {"use_rslora": True},
-    ),
+    "expert_parameters": ({"extras": {"target_parameters": ["mlp.experts.up_proj"]}},
+        _held(experts=["m.mlp.experts.0.up_proj"])),
+    "expert_scale": ({"use_rslora": True, "extras": {"target_parameters": ["mlp.experts.up_proj"]}},
+        {"use_rslora": True}),
     "tower": (_held(tower=["visual.blocks.0.attn.qkv"]), _held()),
-    "unnamed": (
-        _held()._replace(flags={"lora-target-modules": ("o_proj", "gate_up_proj")}),
-        _held()._replace(flags={"lora-target-modules": ("o_proj", "qkv_proj")}),
-    ),
+    "unnamed": (_held()._replace(flags={"lora-target-modules": ("o_proj", "gate_up_proj")}),
+        _held()._replace(flags={"lora-target-modules": ("o_proj", "qkv_proj")})),
     "wrapped": (PLAIN._replace(groups={"language": ["model.language_model.layers.0.q_proj"]}), _held()),
     "copies": (_held(copies=["lm_head.base_layer"]), _held()),
     "any": ({}, None),
     "alora": ({"extras": {"alora_invocation_tokens": True}}, {}),
-    "experts": (
-        {"extras": {"target_parameters": ["mlp.experts.up_proj"]}},
-        {"target_modules": ["shared_expert.up_proj"]},
-    ),
+    "experts": ({"extras": {"target_parameters": ["mlp.experts.up_proj"]}},
+        {"target_modules": ["shared_expert.up_proj"]}),
     "peft_format": ({}, "mlx-lm"),
     "mlx_format": ("mlx-lm", {}),
-}
+}  # fmt: skip
 
 
 def _facts(shown: dict[str, object] | CheckContext | str, base: Dimensions | None = None) -> Facts:

@@ -147,12 +147,8 @@ def test_a_data_set_without_a_fault_has_no_finding() -> None:
         ("DAT307", seen(end_supervised=499), "warning", seen(end_supervised=500)),
         ("DAT307", seen({"turn_end": "<|eot|>"}, end_supervised=0), "warning", {}),
         ("DAT308", seen(TOKENISED, end_masked=500), "error", seen(TOKENISED, end_masked=499)),
-        (
-            "DAT308",
-            {**TOKENISED, "has_labels": False},
-            "warning",
-            {**TOKENISED, "has_labels": False, "pad_is_end": False},
-        ),
+        ("DAT308", {**TOKENISED, "has_labels": False}, "warning",
+         {**TOKENISED, "has_labels": False, "pad_is_end": False}),
         ("DAT309", seen(double_bos=10), "warning", seen(double_bos=9)),
         ("DAT310", {"template_tokens_split": ["<|turn|>"]}, "warning", {}),
         ("DAT311", seen(empty_answer=1), "warning", {}),
@@ -167,24 +163,12 @@ def test_a_data_set_without_a_fault_has_no_finding() -> None:
         ("DAT318", seen(unseen_characters=10), "info", seen(unseen_characters=9)),
         ("DAT376", seen(thought_open=10), "warning", seen(thought_open=9)),
         ("DAT320", padded(0.5), "info", padded(0.49)),
-        (
-            "DAT315",
-            {**LABELLED, "labels": {"1": 900, "0": 100}, "labels_total": 2},
-            "warning",
-            {**LABELLED, "labels": {"1": 899, "0": 101}, "labels_total": 2},
-        ),
-        (
-            "DAT316",
-            seen({**LABELLED, "labels": {"1": 1, "0": 1}}, label_out_of_range=1),
-            "error",
-            {**LABELLED, "labels": {"1": 1, "0": 1}},
-        ),
-        (
-            "DAT315",
-            {**LABELLED, "labels": {"1": 1000}, "labels_total": 1},
-            "error",
-            {**LABELLED, "labels": {"1": 899, "0": 1}, "labels_total": 2},
-        ),
+        ("DAT315", {**LABELLED, "labels": {"1": 900, "0": 100}, "labels_total": 2}, "warning",
+         {**LABELLED, "labels": {"1": 899, "0": 101}, "labels_total": 2}),
+        ("DAT316", seen({**LABELLED, "labels": {"1": 1, "0": 1}}, label_out_of_range=1), "error",
+         {**LABELLED, "labels": {"1": 1, "0": 1}}),
+        ("DAT315", {**LABELLED, "labels": {"1": 1000}, "labels_total": 1}, "error",
+         {**LABELLED, "labels": {"1": 899, "0": 1}, "labels_total": 2}),
         ("DAT312", same(900, of=1000, distinct=2), "warning", same(899, of=1000, distinct=2)),
         ("DAT312", same(500, of=1000, distinct=51), "warning", same(500, of=1000, distinct=50)),
         ("DAT312", same(1000, of=1000, distinct=1), "warning", {}),
@@ -194,18 +178,10 @@ def test_a_data_set_without_a_fault_has_no_finding() -> None:
         ("DAT324", {"unwritten_roles": {"ai": {"count": 1}}}, "error", seen(parts=1)),
         ("DAT324", {"unwritten_roles": {"tool": {"count": 1}}}, "warning", {}),
         ("DAT324", {"calls_unwritten": True, "seen": {"arguments_text": 3}}, "error", seen(arguments_text=3)),
-        (
-            "DAT324",
-            {"calls_unwritten": True, "seen": {"arguments_object": 3}},
-            "error",
-            {"calls_unwritten": True, "seen": {"arguments_object": 3, "translated": 3}},
-        ),
-        (
-            "DAT324",
-            {"calls_unwritten": True, "seen": {"arguments_object": 3}},
-            "error",
-            {"calls_unwritten": True, "seen": {"arguments_object": 3}, "masked_by": "axolotl"},
-        ),
+        ("DAT324", {"calls_unwritten": True, "seen": {"arguments_object": 3}}, "error",
+         {"calls_unwritten": True, "seen": {"arguments_object": 3, "translated": 3}}),
+        ("DAT324", {"calls_unwritten": True, "seen": {"arguments_object": 3}}, "error",
+         {"calls_unwritten": True, "seen": {"arguments_object": 3}, "masked_by": "axolotl"}),
         ("DAT325", seen(no_assistant=999), "warning", {}),
         ("DAT325", seen(no_assistant=1000), "error", seen({"format": "text"}, no_assistant=1)),
         ("DAT325", seen(unanswered=1), "warning", {}),
@@ -229,41 +205,25 @@ def test_a_data_set_without_a_fault_has_no_finding() -> None:
         ("DAT337", seen(arguments_text=1, arguments_object=9), "error", seen(arguments_object=9)),
         ("DAT337", seen(arguments_text=9, arguments_object=1), "error", seen(arguments_text=9)),
         ("DAT355", seen(TOKENISED, documents_joined=500), "warning", seen(TOKENISED, documents_joined=499)),
-        (
-            "DAT355",
-            {**TOKENISED, "seen": {"turns_or_documents": 500}, "lengths": {"mean": 95.0, "longest": 100}},
-            "warning",
-            {**TOKENISED, "seen": {"turns_or_documents": 500}, "lengths": {"mean": 94.9, "longest": 100}},
-        ),
+        ("DAT355", {**TOKENISED, "seen": {"turns_or_documents": 500}, "lengths": {"mean": 95.0, "longest": 100}},
+         "warning", {**TOKENISED, "seen": {"turns_or_documents": 500}, "lengths": {"mean": 94.9, "longest": 100}}),
         ("DAT356", {"rewards_lack": {"accuracy_reward": ["solution"]}, "columns": ["prompt"]}, "error", {}),
         ("DAT357", seen({"has_processor": False}, media=1), "info", seen(media=1)),
         ("DAT357", seen(images_unread=1), "warning", seen({"masked_by": "axolotl"}, images_unread=1)),
         ("DAT337", seen({"encodes_arguments": True}, arguments_text=1), "warning", seen(arguments_text=1)),
         ("DAT338", seen(equal_pair=9), "warning", {}),
         ("DAT338", seen(equal_pair=10), "error", {}),
-        (
-            "DAT339",
-            {"pairs": {"compared": 50, "chosen_longer": 40}},
-            "warning",
-            {"pairs": {"compared": 50, "chosen_longer": 39}},
-        ),
-        (
-            "DAT339",
-            {"pairs": {"compared": 50, "rejected_longer": 40}},
-            "warning",
-            {"pairs": {"compared": 49, "rejected_longer": 49}},
-        ),
+        ("DAT339", {"pairs": {"compared": 50, "chosen_longer": 40}}, "warning",
+         {"pairs": {"compared": 50, "chosen_longer": 39}}),
+        ("DAT339", {"pairs": {"compared": 50, "rejected_longer": 40}}, "warning",
+         {"pairs": {"compared": 49, "rejected_longer": 49}}),
         ("DAT340", seen(conflict=1), "warning", {}),
         ("DAT367", seen(secret=1), "warning", {}),
         ("DAT368", seen(answer_in_question=500), "warning", seen(answer_in_question=499)),
         ("DAT368", seen(label_in_text=900), "warning", seen(label_in_text=899)),
         ("DAT369", seen(REWARDED, no_reference=10), "warning", seen(REWARDED, no_reference=9)),
-        (
-            "DAT369",
-            seen(REWARDED, no_reference=10),
-            "warning",
-            seen({**REWARDED, "columns": ["prompt"]}, no_reference=10),
-        ),
+        ("DAT369", seen(REWARDED, no_reference=10), "warning",
+         seen({**REWARDED, "columns": ["prompt"]}, no_reference=10)),
         ("DAT370", seen(image_as_text=1), "warning", {}),
         ("DAT371", seen(call_unparsed=1), "warning", {}),
         ("DAT372", seen(system_pasted=50), "warning", seen(system_pasted=49)),
@@ -284,36 +244,16 @@ def test_a_data_set_without_a_fault_has_no_finding() -> None:
         ("DAT380", longest(20, of=400), "warning", longest(20, of=401)),
         ("DAT380", longest(20, of=400), "warning", longest(20, of=400, characters=99)),
         ("DAT380", longest(20, of=400), "warning", longest(20, of=400, unended=17)),
-        (
-            "DAT379",
-            {**CLASSES, "labels": {"spam": 980, "Spam": 20}},
-            "warning",
-            {**CLASSES, "labels": {"spam": 980, "spams": 20}},
-        ),
-        (
-            "DAT381",
-            {**seen(json_said=490, python_said=10), "answers": {"rows": 1000}},
-            "warning",
-            {**seen(json_said=489, python_said=10), "answers": {"rows": 1000}},
-        ),
-        (
-            "DAT381",
-            {**seen(json_said=600, python_said=600, code_asked=300), "answers": {"rows": 1000}},
-            "warning",
-            {**seen(json_said=599, python_said=600, code_asked=300), "answers": {"rows": 1000}},
-        ),
-        (
-            "DAT381",
-            {**seen(json_said=599, python_said=600, code_asked=299), "answers": {"rows": 1000}},
-            "warning",
-            {**seen(json_said=599, python_said=600, code_asked=300), "answers": {"rows": 1000}},
-        ),
-        (
-            "DAT381",
-            {**seen(json_said=600, json_broken=10), "answers": {"rows": 1000}},
-            "warning",
-            {**seen(json_said=600, json_broken=9), "answers": {"rows": 1000}},
-        ),
+        ("DAT379", {**CLASSES, "labels": {"spam": 980, "Spam": 20}}, "warning",
+         {**CLASSES, "labels": {"spam": 980, "spams": 20}}),
+        ("DAT381", {**seen(json_said=490, python_said=10), "answers": {"rows": 1000}}, "warning",
+         {**seen(json_said=489, python_said=10), "answers": {"rows": 1000}}),
+        ("DAT381", {**seen(json_said=600, python_said=600, code_asked=300), "answers": {"rows": 1000}}, "warning",
+         {**seen(json_said=599, python_said=600, code_asked=300), "answers": {"rows": 1000}}),
+        ("DAT381", {**seen(json_said=599, python_said=600, code_asked=299), "answers": {"rows": 1000}}, "warning",
+         {**seen(json_said=599, python_said=600, code_asked=300), "answers": {"rows": 1000}}),
+        ("DAT381", {**seen(json_said=600, json_broken=10), "answers": {"rows": 1000}}, "warning",
+         {**seen(json_said=600, json_broken=9), "answers": {"rows": 1000}}),
         ("DAT373", {**CLASSES, "label_stretches": 2}, "info", {**CLASSES, "label_stretches": 3}),
         ("DAT373", {**CLASSES, "label_stretches": 2}, "info", {**FEWER, "label_stretches": 2}),
         ("DAT374", {**CLASSES, "length_tells": 0.95}, "warning", {**CLASSES, "length_tells": 0.949}),
@@ -322,53 +262,33 @@ def test_a_data_set_without_a_fault_has_no_finding() -> None:
         ("DAT375", answered(10, of=200), "warning", answered(9, of=200)),
         ("DAT313", near(10), "info", near(9)),
         ("DAT313", near(100), "warning", {}),
-        (
-            "DAT314",
-            {"overlap": {"eval_rows": 9, "other_answer": {"count": 1}}},
-            "warning",
-            {"overlap": {"eval_rows": 9}},
-        ),
-        (
-            "DAT346",
-            {"languages": {"stated": 100, "rows": {"count": 5}}},
-            "warning",
-            {"languages": {"stated": 100, "rows": {"count": 4}}},
-        ),
+        ("DAT314", {"overlap": {"eval_rows": 9, "other_answer": {"count": 1}}}, "warning",
+         {"overlap": {"eval_rows": 9}}),
+        ("DAT346", {"languages": {"stated": 100, "rows": {"count": 5}}}, "warning",
+         {"languages": {"stated": 100, "rows": {"count": 4}}}),
         ("DAT305", seen(cut=50), "warning", seen({"keeps_overflow": True}, cut=50)),
         ("DAT347", seen(TOKENISED, labels_differ=10, labels_shifted=6), "error", seen(TOKENISED, labels_differ=9)),
         ("DAT347", seen(TOKENISED, labels_differ=10, labels_shifted=5), "warning", {}),
         ("DAT348", seen(TOKENISED, unknown_ids=1), "error", seen(unknown_ids=1)),
         ("DAT349", seen(TOKENISED, padding_supervised=10), "warning", seen(TOKENISED, padding_supervised=9)),
-        (
-            "DAT361",
-            seen(last_answer_only=50, several_answers=100),
-            "warning",
-            seen(last_answer_only=49, several_answers=90),
-        ),
-        (
-            "DAT361",
-            seen(last_answer_only=50, several_answers=100),
-            "warning",
-            seen(last_answer_only=50, several_answers=101),
-        ),
+        ("DAT361", seen(last_answer_only=50, several_answers=100), "warning",
+         seen(last_answer_only=49, several_answers=90)),
+        ("DAT361", seen(last_answer_only=50, several_answers=100), "warning",
+         seen(last_answer_only=50, several_answers=101)),
         ("DAT362", seen(thought_added=500), "warning", seen(thought_added=499)),
         ("DAT363", seen({"format": "text"}, written_prompt=500), "info", seen({"format": "text"}, written_prompt=499)),
         ("DAT364", kto(200, 100), "warning", kto(199, 100)),
         ("DAT364", kto(100, 300), "warning", kto(100, 300, [2.0, 1.0])),
         ("DAT364", kto(100, 100, [1.0, 2.0]), "warning", kto(100, 100)),
         ("DAT365", seen({"unread_length": 4096}, over_default=10), "warning", seen(over_default=1000)),
-        (
-            "DAT365",
-            seen({"unread_length": 4096}, over_default=10),
-            "warning",
-            seen({"unread_length": 4096}, over_default=9),
-        ),
+        ("DAT365", seen({"unread_length": 4096}, over_default=10), "warning",
+         seen({"unread_length": 4096}, over_default=9)),
         ("DAT311", seen(missing_value=10), "warning", seen(missing_value=9)),
         ("DAT306", seen(answer_cut=50), "warning", seen({"keeps_overflow": True}, answer_cut=50)),
         ("DAT320", padded(0.5), "info", padded(0.5, batch_stated=False)),
         ("DAT320", padded(0.5), "info", padded(0.5, pads=False)),
     ],
-)
+)  # fmt: skip
 def test_a_rule_speaks_from_its_threshold_on(rule: str, speaks: Any, severity: str, silent: Any) -> None:
     assert found(data(**speaks))[rule].severity == severity
     assert rule not in found(data(**silent))
@@ -396,15 +316,12 @@ def test_a_rule_speaks_from_its_threshold_on(rule: str, speaks: Any, severity: s
         # though its numbers would speak
         ("DAT304", seen({"loss": "all"}, all_supervised=1000), "the loss is set on all"),
         ("DAT306", seen({"max_length": None}, answer_lost=9), "no length limit is given"),
-        (
-            "DAT307",
-            seen({**TOKENISED, "turn_end": "<end>"}, end_supervised=0, end_masked=1000),
-            "masked with the padding (see DAT308)",
-        ),
+        ("DAT307", seen({**TOKENISED, "turn_end": "<end>"}, end_supervised=0, end_masked=1000),
+         "masked with the padding (see DAT308)"),
         ("DAT310", {"template": "", "template_tokens_split": ["<x>"]}, "no chat template is used"),
         ("DAT320", padded(0.9, packed=9, packing=True), "packing is on: nothing is padded"),
     ],
-)
+)  # fmt: skip
 def test_a_rule_that_lacks_its_input_says_why(rule: str, changed: Any, reason: str) -> None:
     assert reason in why(data(**changed))[rule]
     assert rule not in found(data(**changed))
@@ -463,24 +380,15 @@ TWO: dict[str, Any] = {**LABELLED, "labels": {"7": 18, "0": 2}, "labels_total": 
         ("DAT315", {**TWO, "labels_total": 1}, "error: all 20 rows have the label 7"),
         ("DAT315", {**TWO, "labels": {"7": 20}, "labels_total": 1}, "error: all 20 rows have the label 7"),
         ("DAT315", {**TWO, "labels": {"7": 20}}, "warning: 100% of 20 rows have the label 7"),  # others are not listed
-        (
-            "DAT316",
-            seen(TWO, label_out_of_range=1),
-            "error: 1 of 20 rows (5 %: 1) have a label that is not one of 0 to 2",
-        ),
-        (
-            "DAT316",
-            seen({**TWO, "num_labels": None}, label_out_of_range=1),
-            "error: 1 of 20 rows (5 %: 1) have a label below 0",
-        ),
+        ("DAT316", seen(TWO, label_out_of_range=1),
+         "error: 1 of 20 rows (5 %: 1) have a label that is not one of 0 to 2"),
+        ("DAT316", seen({**TWO, "num_labels": None}, label_out_of_range=1),
+         "error: 1 of 20 rows (5 %: 1) have a label below 0"),
         ("DAT316", {**TWO, "trainer": "kto"}, "? the rows are not classified"),
         ("DAT312", same(20, of=40), "warning: 50% of 40 answers are the same text"),
         # a sample that shows duplicates is judged, one that shows none is not
-        (
-            "DAT313",
-            {"sampled": True, "seen": {"duplicate": 10}},
-            "info: 10 of 1,000 rows (1 %: 1, ...) repeat an earlier row",
-        ),
+        ("DAT313", {"sampled": True, "seen": {"duplicate": 10}},
+         "info: 10 of 1,000 rows (1 %: 1, ...) repeat an earlier row"),
         (
             "DAT318",
             seen(replacement=1, mojibake=10),
@@ -497,11 +405,8 @@ TWO: dict[str, Any] = {**LABELLED, "labels": {"7": 18, "0": 2}, "labels_total": 
                 "rows together"
             ),
         ),
-        (
-            "DAT313",
-            {"sampled": True, "near": {"compared": 9}},
-            "? a sample shows few of the duplicates: --set samples=all",
-        ),
+        ("DAT313", {"sampled": True, "near": {"compared": 9}},
+         "? a sample shows few of the duplicates: --set samples=all"),
         (
             "DAT304",
             {"loss": "all", "seen": {"mask_unused": 3}},
@@ -515,38 +420,20 @@ TWO: dict[str, Any] = {**LABELLED, "labels": {"7": 18, "0": 2}, "labels_total": 
         ("DAT302", {**UNMARKED, "loss": "completion"}, ""),
         ("DAT301", seen(unsupervised=999), "error: 999 of 1,000 rows (100 %: 1, ...) have no supervised token"),
         ("DAT301", seen(unsupervised=1000), "critical: all 1,000 rows have no supervised token"),
-        (
-            "DAT304",
-            {"loss": "completion", "seen": {"all_supervised": 1000}},
-            "warning: the loss is set on completion, and in all 1,000 rows every token is supervised",
-        ),
+        ("DAT304", {"loss": "completion", "seen": {"all_supervised": 1000}},
+         "warning: the loss is set on completion, and in all 1,000 rows every token is supervised"),
         # the end of answers, of those that are whole
-        (
-            "DAT307",
-            seen({"whole_rows": 10}, end_supervised=1),
-            "warning: an end token (<|im_end|>) is supervised in 1 of 10 whole answers (10 %: 1) only",
-        ),
+        ("DAT307", seen({"whole_rows": 10}, end_supervised=1),
+         "warning: an end token (<|im_end|>) is supervised in 1 of 10 whole answers (10 %: 1) only"),
         ("DAT307", seen(end_supervised=0), "error: no answer has a supervised end token (<|im_end|>)"),
-        (
-            "DAT307",
-            seen({"turn_end": "<|eot|>", "end_tokens": ["a", "b"]}, end_supervised=1),
-            "warning: answers end with <|eot|>, and generation ends at a or b",
-        ),
-        (
-            "DAT307",
-            seen(TOKENISED, end_supervised=0, end_masked=500),
-            "? the end token is masked with the padding (see DAT308)",
-        ),
-        (
-            "DAT307",
-            seen({**TOKENISED, "pad_is_end": False}, end_supervised=0, end_masked=500),
-            "error: no answer has a supervised end token (<|im_end|>)",
-        ),
-        (
-            "DAT308",
-            seen({**TOKENISED, "whole_rows": 10}, end_masked=5),
-            "error: pad and end token are one, and the labels mask the end of 5 of 10 answers (50 %: 1, ...)",
-        ),
+        ("DAT307", seen({"turn_end": "<|eot|>", "end_tokens": ["a", "b"]}, end_supervised=1),
+         "warning: answers end with <|eot|>, and generation ends at a or b"),
+        ("DAT307", seen(TOKENISED, end_supervised=0, end_masked=500),
+         "? the end token is masked with the padding (see DAT308)"),
+        ("DAT307", seen({**TOKENISED, "pad_is_end": False}, end_supervised=0, end_masked=500),
+         "error: no answer has a supervised end token (<|im_end|>)"),
+        ("DAT308", seen({**TOKENISED, "whole_rows": 10}, end_masked=5),
+         "error: pad and end token are one, and the labels mask the end of 5 of 10 answers (50 %: 1, ...)"),
         ("DAT308", seen(TOKENISED, end_masked=499), ""),
         (
             "DAT308",
@@ -581,11 +468,8 @@ TWO: dict[str, Any] = {**LABELLED, "labels": {"7": 18, "0": 2}, "labels_total": 
                 "supervised tokens)"
             ),
         ),
-        (
-            "DAT320",
-            padded(0.75, packed=9, sequences=40),
-            "info: 75% of a batch of 8 is padding; packing makes 9 full sequences of 40",
-        ),
+        ("DAT320", padded(0.75, packed=9, sequences=40),
+         "info: 75% of a batch of 8 is padding; packing makes 9 full sequences of 40"),
         ("DAT320", padded(0.5), "info: 50% of a batch of 8 is padding"),
         *(
             (
@@ -606,11 +490,8 @@ TWO: dict[str, Any] = {**LABELLED, "labels": {"7": 18, "0": 2}, "labels_total": 
                 "the loss"
             ),
         ),
-        (
-            "DAT364",
-            {**kto(40, 200), "rows_read": 240},
-            ("warning: 40 wanted and 200 unwanted answers, with weights of 1 and 1: one side weighs 5 times the other"),
-        ),
+        ("DAT364", {**kto(40, 200), "rows_read": 240},
+         "warning: 40 wanted and 200 unwanted answers, with weights of 1 and 1: one side weighs 5 times the other"),
         (
             "DAT365",
             seen({"unread_length": 4096}, over_default=40),
@@ -620,7 +501,7 @@ TWO: dict[str, Any] = {**LABELLED, "labels": {"7": 18, "0": 2}, "labels_total": 
             ),
         ),
     ],
-)
+)  # fmt: skip
 def test_what_a_rule_answers(rule: str, changed: Any, says: str) -> None:
     assert answer(rule, **changed) == says
 
@@ -654,20 +535,14 @@ OVER_FIVE = (
             ),
         ),
         # exact ones are found without MinHash, and in a sample; what was not looked for is said besides
-        (
-            overlap(1, 0, near_judged=False, near_reason="no datasketch"),
-            "warning: evaluation rows are also in the training set: 1 of 100 rows (1 %: 1) exactly | ? no datasketch",
-        ),
-        (
-            {**overlap(1, 0), "sampled": True},
-            "warning: evaluation rows are also in the training set: 1 of 100 rows (1 %: 1) exactly",
-        ),
-        (
-            {**overlap(0, 0), "sampled": True},
-            "? a sample of the training rows shows few of the overlaps: --set samples=all",
-        ),
+        (overlap(1, 0, near_judged=False, near_reason="no datasketch"),
+         "warning: evaluation rows are also in the training set: 1 of 100 rows (1 %: 1) exactly | ? no datasketch"),
+        ({**overlap(1, 0), "sampled": True},
+         "warning: evaluation rows are also in the training set: 1 of 100 rows (1 %: 1) exactly"),
+        ({**overlap(0, 0), "sampled": True},
+         "? a sample of the training rows shows few of the overlaps: --set samples=all"),
     ],
-)
+)  # fmt: skip
 def test_what_is_said_of_evaluation_rows_in_the_training_set(changed: Any, says: str) -> None:
     assert answer("DAT314", **changed) == says
 
@@ -675,11 +550,8 @@ def test_what_is_said_of_evaluation_rows_in_the_training_set(changed: Any, says:
 @every(
     ("rule", "changed", "values"),
     [
-        (
-            "DAT300",
-            seen({"faults": [{"row": n, "reason": f"r{n}"} for n in (1, 2, 3, 4)]}, unreadable=4),
-            {"rows": 4, "of": 1004, "share": 4 / 1004, "first": [1], "reasons": ["r1", "r2", "r3"]},
-        ),
+        ("DAT300", seen({"faults": [{"row": n, "reason": f"r{n}"} for n in (1, 2, 3, 4)]}, unreadable=4),
+         {"rows": 4, "of": 1004, "share": 4 / 1004, "first": [1], "reasons": ["r1", "r2", "r3"]}),
         ("DAT314", overlap(1, 3), {"exact": 1, "by_words": 0, "near": 3, "eval_rows": 100, "first_of_eval": [1]}),
         ("DAT315", TWO, {"label": "7", "rows": 18, "share": 0.9, "labels": 3}),
         (
@@ -704,35 +576,20 @@ def test_what_is_said_of_evaluation_rows_in_the_training_set(changed: Any, says:
             },
             {"rows": 60, "of": 1000, "share": 0.06, "first": [1], "supervised_lost": 1, "whole_answers": 50},
         ),
-        (
-            "DAT307",
-            seen({"whole_rows": 10}, end_supervised=1),
-            {"with_end": 1, "whole": 10, "end_tokens": ["<|im_end|>"], "turn_end": ""},
-        ),
+        ("DAT307", seen({"whole_rows": 10}, end_supervised=1),
+         {"with_end": 1, "whole": 10, "end_tokens": ["<|im_end|>"], "turn_end": ""}),
         # of all rows that were read, or of the whole answers only
-        (
-            "DAT302",
-            {**UNMARKED, "template": "chatml", "whole_rows": 7},
-            {"template": "chatml", "loss": "assistant", "rows": 1000},
-        ),
-        (
-            "DAT301",
-            seen({"whole_rows": 7}, unsupervised=3),
-            {"rows": 3, "of": 1000, "share": 0.003, "first": [1], "loss": "assistant"},
-        ),
-        (
-            "DAT304",
-            seen({"whole_rows": 7}, all_supervised=600),
-            {"rows": 600, "of": 1000, "share": 0.6, "first": [1], "loss": "assistant"},
-        ),
-        (
-            "DAT308",
-            seen({**TOKENISED, "whole_rows": 10}, end_masked=6),
-            {"rows": 6, "of": 10, "share": 0.6, "first": [1]},
-        ),
+        ("DAT302", {**UNMARKED, "template": "chatml", "whole_rows": 7},
+         {"template": "chatml", "loss": "assistant", "rows": 1000}),
+        ("DAT301", seen({"whole_rows": 7}, unsupervised=3),
+         {"rows": 3, "of": 1000, "share": 0.003, "first": [1], "loss": "assistant"}),
+        ("DAT304", seen({"whole_rows": 7}, all_supervised=600),
+         {"rows": 600, "of": 1000, "share": 0.6, "first": [1], "loss": "assistant"}),
+        ("DAT308", seen({**TOKENISED, "whole_rows": 10}, end_masked=6),
+         {"rows": 6, "of": 10, "share": 0.6, "first": [1]}),
         ("DAT320", padded(0.75, packed=9), {"padding_share": 0.75, "batch_size": 8, "packed": 9}),
     ],
-)
+)  # fmt: skip
 def test_a_finding_has_these_values(rule: str, changed: Any, values: Any) -> None:
     assert found(data(**changed))[rule].values == values
 
@@ -748,12 +605,9 @@ USUAL = "correct the labels, or the generation block, so that it covers answers 
             ("DAT304", {"format": kind, "seen": {"all_supervised": 1000}}, action)
             for kind, action in [("text", COLUMNS), ("messages", COLUMNS), ("sharegpt", COLUMNS), ("tokenised", USUAL)]
         ),
-        (
-            "DAT307",
-            seen({"turn_end": "<|eot|>"}, end_supervised=1),
-            "set eos_token to <|eot|>, or add it to eos_token_id of generation_config.json",
-        ),
+        ("DAT307", seen({"turn_end": "<|eot|>"}, end_supervised=1),
+         "set eos_token to <|eot|>, or add it to eos_token_id of generation_config.json"),
     ],
-)
+)  # fmt: skip
 def test_what_is_to_be_done_depends_on_the_rows(rule: str, changed: Any, action: str) -> None:
     assert found(data(**changed))[rule].action == action

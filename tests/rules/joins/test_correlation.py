@@ -161,11 +161,8 @@ def test_every_fact_that_a_rule_shows_is_one_that_a_join_asks_for():
         ([("weights", "tiny")], "UPD316", "warning"),
         ([("log", "summed_rates"), ("weights", "outgrown")], "SIZ331", "warning"),
         ([("log", "summed_rates"), ("weights", "outgrown"), ("weights", "exploded")], "UPD316", "warning"),
-        (
-            [("log", "DIV104"), ("weights", "exploded"), ("weights", "outgrown"), ("log", "summed_rates")],
-            "DIV305",
-            "warning",
-        ),
+        ([("log", "DIV104"), ("weights", "exploded"), ("weights", "outgrown"), ("log", "summed_rates")], "DIV305",
+         "warning"),
         ([("disk", "mid_run")], "MID318", "warning"),
         ([("weights", "few_layers")], "LYR317", "warning"),
         ([("log", "OVF110"), ("disk", "best_checkpoint")], "OVF304", "warning"),
@@ -175,7 +172,7 @@ def test_every_fact_that_a_rule_shows_is_one_that_a_join_asks_for():
         ([("log", "END114"), ("log", "TRN115")], "END312", "warning"),
         ([("config", "other_config"), ("weights", "other_adapter")], "CFG306", "warning"),
     ],
-)
+)  # fmt: skip
 def test_findings_of_one_cause_are_one_cause(found, expected, severity):
     made = [symptom(source, rule, severity, marks, **VALUES, **TEXTS) for source, rule, *marks in found]
     joined = correlate(JOINS, made, frozenset())

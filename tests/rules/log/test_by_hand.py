@@ -70,26 +70,14 @@ COMPARE = "compare both checkpoints on what you need."
 @every(
     ("metric", "values", "gained", "best_step", "words"),
     [
-        (
-            "f1",
-            (0.5, 0.6, 0.7, 0.7),
-            True,
-            50,
-            f"F1 still gained (0.6 -> 0.7): {COMPARE}",
-        ),
+        ("f1", (0.5, 0.6, 0.7, 0.7), True, 50, f"F1 still gained (0.6 -> 0.7): {COMPARE}"),
         ("f1", (0.5, 0.7, 0.69, 0.68), False, 40, "F1 did not gain (0.7 -> 0.68, within chance)."),
         ("f1", (0.5, 0.7, 0.5, 0.5), False, 40, "F1 was lost too (0.7 -> 0.5)."),
-        (
-            "wer",
-            (40.0, 34.0, 33.0, 32.0),
-            True,
-            60,
-            f"Wer still gained (34 -> 32): {COMPARE}",
-        ),
+        ("wer", (40.0, 34.0, 33.0, 32.0), True, 60, f"Wer still gained (34 -> 32): {COMPARE}"),
         ("wer", (40.0, 30.0, 33.0, 36.0), False, 40, "Wer was lost too (30 -> 36)."),
         ("temperature", (1.0, 2.0, 3.0, 4.0), False, 40, ""),
     ],
-)
+)  # fmt: skip
 def test_beside_a_loss_that_rises_stands_the_task_metric_and_it_decides(metric, values, gained, best_step, words):
     steps = zip((20, 40, 50, 60), (1.5, 1.2, 1.4, 1.4), values, strict=True)
     found = said("OVF110", with_history(*(evaluation(s, x, **{metric: value}) for s, x, value in steps)))

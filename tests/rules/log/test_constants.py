@@ -13,7 +13,7 @@ from tables import every
 
 from gradience.rules.log import statistics as ours
 from gradience.rules.log.statistics import Bar, curve_of, excesses, thin
-from gradience.rules.weights.ranks import BUCKETS, percentile
+from gradience.rules.weights.ranks import percentile
 
 NORMAL = NormalDist()
 
@@ -30,10 +30,6 @@ NORMAL = NormalDist()
 )
 def test_a_constant_is_that_of_the_normal_distribution(constant, value):
     assert constant == pytest.approx(value, rel=1e-3)
-
-
-def test_buckets_are_the_powers_of_two_up_to_1024():
-    assert tuple(2**k for k in range(11)) == BUCKETS
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=30), st.floats(0, 1))

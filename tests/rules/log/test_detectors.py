@@ -13,7 +13,7 @@ from tables import every
 
 from gradience.rules.log import DETECTORS, detect
 from gradience.rules.log.learning import learning
-from gradience.rules.log.statistics import MOST_POINTS, curve_of, median
+from gradience.rules.log.statistics import MOST_POINTS, curve_of
 from gradience.schema import ConfigSnapshot, EvalMetrics, LoraSnapshot, OptimizerSnapshot, TrainingSnapshot
 from gradience.schema.reports import EvalPoint
 from gradience.verbs.monitor.run import monitor_run
@@ -242,10 +242,3 @@ def test_a_curve_has_at_most_so_many_points_and_a_line_stays_one(n):
     assert len(made.points) <= MOST_POINTS
     assert list(made.points) == sorted(made.points)
     assert 0 <= made.row(len(made.points) - 1) < n
-
-
-@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=40))
-def test_the_median_is_that_of_the_standard_library(values):
-    import statistics
-
-    assert median(values) == pytest.approx(statistics.median(values))

@@ -121,13 +121,6 @@ def test_one_value_has_a_mean_of_unknown_error():
     assert mean_error([1.0, 3.0]) == (2.0, pytest.approx(1.0))
 
 
-@given(st.lists(st.floats(1e-3, 1e3), min_size=2, max_size=60))
-def test_a_trend_has_a_p_and_a_least_fall_between_0_and_1(values):
-    found = trend_of(values)
-    assert 0.0 <= found.p <= 1.0
-    assert 0.02 <= found.least <= 1.0
-
-
 @given(st.lists(st.floats(1e-3, 1e3), min_size=2, max_size=60), st.floats(0.01, 100.0))
 def test_the_unit_changes_no_trend(values, unit):
     one, other = trend_of(values), trend_of([value * unit for value in values])

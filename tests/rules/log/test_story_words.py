@@ -78,13 +78,10 @@ def test_how_the_run_ended_is_told_last_and_once(status, reason, planned, last, 
         (run(FALL, held_out=[1.4, 1.2], accuracy=0.75), ["CHN112"], ["eval loss 1.2, its best"]),
         (run(FALL), [], ["no held-out signal"]),
         (run(FALL), ["REP128"], []),
-        (
-            with_history(*(evaluation(step, None, wer=value) for step, value in ((20, 40.0), (40, 32.0), (60, 34.0)))),
-            [],
-            ["eval wer 34 (best 32 at step 40)"],
-        ),
+        (with_history(*(evaluation(step, None, wer=value) for step, value in ((20, 40.0), (40, 32.0), (60, 34.0)))), [],
+         ["eval wer 34 (best 32 at step 40)"]),
     ],
-)
+)  # fmt: skip
 def test_held_out_data_are_told_once_unless_a_finding_does(facts, findings, says):
     own = clauses(facts, *(told_of(rule, "warning") for rule in findings))
     assert own[1 + len(findings) :] == says  # behind what is learnt, and the findings
@@ -165,11 +162,8 @@ UP = [*line(20, 1.24, 1.3), *line(20, 1.3, 1.79)]
 @every(
     ("facts", "says", "unsaid"),
     [
-        (
-            run([*FALL[:-2], -0.001, -0.002], kind="sft"),
-            f"the loss is below 0 in 2 of {len(FALL)} rows, first at step {len(FALL) - 1}: no cross-entropy is",
-            "learns",
-        ),
+        (run([*FALL[:-2], -0.001, -0.002], kind="sft"),
+         f"the loss is below 0 in 2 of {len(FALL)} rows, first at step {len(FALL) - 1}: no cross-entropy is", "learns"),
         (run([*FALL[:-2], 0.001, 0.002], kind="sft"), "learns", "below 0"),
         (run([*FALL[:-2], -0.001, -0.002], columns={"reward_signal": FALL}), "learns", "below 0"),  # no known loss
         (run(UP, held_out=line(8, 2.0, 1.2)), "the training loss ends above where it began", "learns"),
@@ -179,7 +173,7 @@ UP = [*line(20, 1.24, 1.3), *line(20, 1.3, 1.79)]
         (run(FALL, norms=norms(5.1, r30=101.0)), "learns", "gradient norm"),  # under 20 times the median
         (run(FALL, norms=norms(4.9, r30=101.0)), "gradient norm 101 at step 31", "(median)"),
     ],
-)
+)  # fmt: skip
 def test_what_a_fall_of_the_loss_does_not_show_is_told(facts, says, unsaid):
     told = clauses(facts)
     assert says in told

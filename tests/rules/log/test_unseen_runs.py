@@ -78,14 +78,11 @@ def told(facts: RunFacts) -> str:
         ([1.9, 1.85, 1.9], {"f1": [0.98, 0.98, 0.98]}, "learns"),  # nothing is left to improve
         ([1.9, 1.95], {}, "the training loss falls, but eval loss does not improve"),
         ([1.9, 1.85], {}, "learns"),
-        (
-            [1.9, 1.7, 1.5],
-            {"mean_token_accuracy": [0.152, 0.151, 0.149]},
-            "the training loss falls, but eval mean_token_accuracy does not improve",
-        ),
+        ([1.9, 1.7, 1.5], {"mean_token_accuracy": [0.152, 0.151, 0.149]},
+         "the training loss falls, but eval mean_token_accuracy does not improve"),
         ([1.9, 1.7, 1.5], {"mean_token_accuracy": [0.152, 0.151, 0.153]}, "learns"),
     ],
-)
+)  # fmt: skip
 def test_it_learns_unless_held_out_data_say_that_it_does_not(losses, metrics, begins):
     assert told(run(FALL, evals(losses, step=20, **metrics))).startswith(f"{begins}; ")
 
@@ -102,16 +99,12 @@ STILL = [1.0, 1.06, 0.98, 1.02] * 3
         (STILL[:4] + [1.2] * 8, {}, "Gets worse: ", "gets worse held out from step 6 (eval loss +37.1% since)"),
         (FALL[::5], {}, "Overfits: ", "overfits from step 6 (eval loss +37.1% since)"),
         ([], {}, "Gets worse: ", "gets worse held out from step 6 (eval loss +37.1% since)"),
-        (
-            [],
-            {"f1": [0.4, 0.5, 0.55, 0.6]},
-            "Eval loss rises: ",
-            "eval loss rises from step 6 (eval loss +37.1% since), but f1 still gained",
-        ),
+        ([], {"f1": [0.4, 0.5, 0.55, 0.6]}, "Eval loss rises: ",
+         "eval loss rises from step 6 (eval loss +37.1% since), but f1 still gained"),
         (STILL, {"f1": [0.4, 0.6, 0.59, 0.59]}, "Gets worse: ", "gets worse held out from step 6"),
         (STILL, {"f1": [0.026, 0.026, 0.02, 0.014]}, "Gets worse: ", "gets worse held out from step 6"),  # half is lost
     ],
-)
+)  # fmt: skip
 def test_a_held_out_loss_that_rises_is_overfitting_only_if_the_training_loss_fell(train, metrics, message, clause):
     history = evals([1.03, 0.97, 1.22, 1.33], step=3, **metrics)
     facts = run(train, history, steps=list(range(1, len(train) + 1)))
@@ -239,10 +232,8 @@ COLLAPSED = [0.74, 0.72, 0.75, 0.73] * 5 + [0.6914, 0.6953] * 40
     [
         (run(FALL, grads=HUGE), "learns; loss 2 -> 0.5079; gradient norm 800 (median); no held-out signal"),
         (run(FALL, grads=[50.0] * 60), "learns; loss 2 -> 0.5079; no held-out signal"),
-        (
-            run(FALL, rates=[5e-7] * 60),
-            "learns; loss 2 -> 0.5079; the learning rate never was above 5e-07; no held-out signal",
-        ),
+        (run(FALL, rates=[5e-7] * 60),
+         "learns; loss 2 -> 0.5079; the learning rate never was above 5e-07; no held-out signal"),
         (
             run([2.0, 0.4], rates=[9e-7, 5e-7], steps=[500, 1000]),
             "learns; loss 2 -> 0.4; no held-out signal",
@@ -255,26 +246,18 @@ COLLAPSED = [0.74, 0.72, 0.75, 0.73] * 5 + [0.6914, 0.6953] * 40
             run(COLLAPSED, evals([0.6938, 0.6932], step=50)),
             "the loss comes to ln 2, as by a guess among so many; loss 0.74 -> 0.6953; eval loss 0.6932, its best",
         ),
-        (
-            run(COLLAPSED, evals([0.6938, 0.6932], step=50), num_labels=2),
-            "the loss comes to ln 2, a random guess; loss 0.74 -> 0.6953; eval loss 0.6932, its best",
-        ),
+        (run(COLLAPSED, evals([0.6938, 0.6932], step=50), num_labels=2),
+         "the loss comes to ln 2, a random guess; loss 0.74 -> 0.6953; eval loss 0.6932, its best"),
         (run(COLLAPSED, evals([0.6, 0.5], step=50)), "learns; loss 0.74 -> 0.6953; eval loss 0.5, its best"),
-        (
-            run(COLLAPSED, num_labels=3),
-            "learns; the loss no longer falls from step 11; loss 0.74 -> 0.6953; no held-out signal",
-        ),
-        (
-            run(FALL, evals([0.9, 0.8], step=30, accuracy=[0.6, 0.62]), num_labels=2),
-            "learns; loss 2 -> 0.5079; eval loss 0.8, its best; eval accuracy 62.0% (chance 50.0%)",
-        ),
-        (
-            run(FALL, evals([0.9, 0.8], step=30, accuracy=[0.6, 0.63]), num_labels=2),
-            "learns; loss 2 -> 0.5079; eval loss 0.8, its best; eval accuracy 63.0%",
-        ),
+        (run(COLLAPSED, num_labels=3),
+         "learns; the loss no longer falls from step 11; loss 0.74 -> 0.6953; no held-out signal"),
+        (run(FALL, evals([0.9, 0.8], step=30, accuracy=[0.6, 0.62]), num_labels=2),
+         "learns; loss 2 -> 0.5079; eval loss 0.8, its best; eval accuracy 62.0% (chance 50.0%)"),
+        (run(FALL, evals([0.9, 0.8], step=30, accuracy=[0.6, 0.63]), num_labels=2),
+         "learns; loss 2 -> 0.5079; eval loss 0.8, its best; eval accuracy 63.0%"),
         (run([], evals([6.552, 4.622], step=6)), "no training loss was logged; eval loss 6.552 -> 4.622, its best"),
     ],
-)
+)  # fmt: skip
 def test_what_no_recipe_has_is_told(facts, story):
     assert told(facts) == story
 

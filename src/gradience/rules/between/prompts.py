@@ -136,7 +136,8 @@ def _other_end(links: Links) -> Iterator[Observation]:
     if not stated:
         raise Unknown("no tokenizer with an end token lies beside the adapter")
     trained = stated[0]
-    for link in (*_of(links, "merged"), *stated[1:]):
+    beside = stated[1:] if trained.kind == "recipe" else []  # two tokenizers beside adapters are of two of them
+    for link in (*_of(links, "merged"), *beside):
         if link.eos and link.eos != trained.eos:
             yield Observation(
                 f"the end token is {trained.eos} in {trained.where}, and {link.eos} in {link.where}",

@@ -76,7 +76,7 @@ class Reading(_Row, frozen=True):
     source: Source
     features: dict[Feature, tuple[Effect, str]]
     only: frozenset[str] = frozenset()
-    """For `targets` the names of modules, for `base` the model types, of which alone the engine takes adapters."""
+    """For `targets` the modules, for `base` and `model` the types, of which alone the engine takes adapters."""
     beside: Literal["bitsandbytes"] | None = None
     """What the base has to be stored in."""
     models: tuple[str, ...] = ()
@@ -118,7 +118,7 @@ class ServeFact(NamedTuple):
             return False
         if self.feature == "targets":
             return not _leaves(facts) <= self.row.only
-        if self.feature == "base":
+        if self.feature in _BASES:
             return bool(types := base_types(facts)) and types.isdisjoint(self.row.only)
         return shows(self.feature, facts)
 
@@ -250,6 +250,7 @@ FACTS: Final = tuple(
 )
 _FACTORS: Final = ("language", "tower", "experts", "expert_parameters", "embedding", "head", "tied_head")
 _BESIDE: Final = frozenset({"magnitudes", "biases"})  # groups of modules that have factors, too
+_BASES: Final = frozenset({"base", "model"})  # features that a row's `only` tells the base's types of
 _OUTER: Final = frozenset({"embed_tokens", "lm_head"})
 _LINEAR: Final = frozenset(  # of a Llama's block
     {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
@@ -683,7 +684,7 @@ def _which(here: Sequence[str], modules: Sequence[str]) -> str:
 def base_unknown(name: str, facts: Facts) -> str:
     """Why nothing is told of an engine that takes some types of bases, where that of the base is not known."""
     types, (engine, version) = base_types(facts), _versioned(name)
-    of_bases = (fact for fact in FACTS if fact.feature == "base" and fact.row.engine == engine)
+    of_bases = (fact for fact in FACTS if fact.feature in _BASES and fact.row.engine == engine)
     for fact in of_bases:
         if fact.row.holds_in(version) and (not types or (types - fact.row.only and types & fact.row.only)):
             return f"the base's type is not known here (--base): {fact.says}"
@@ -697,8 +698,8 @@ def _start(name: str, facts: Facts) -> str:
     """
     rank, (engine, version) = _largest_rank(facts), _versioned(name)
     known, flags = ENGINES[engine].ranks, facts.around.flags if ENGINES[engine].flags is not None else {}
-    mends = [FEATURES[one.feature] for one in facts_of(name, facts) if one.effect == "converted"]
-    first = [f"convert first: {one.mend}" if one.commands else one.remark for one in mends]
+    mends = [FEATURES[one.feature].mend for one in facts_of(name, facts) if one.effect == "converted"]
+    first = [f"convert first: {mend}" for mend in mends]
     if known is not None and known.default is not None and rank > known.default and not flags:
         first.append(f"start it with a max_lora_rank of {known.room_for(rank)}: its default is {known.default}")
     later = (one for one in FACTS if not version and one.row.since and not one.row.until and one.row.engine == engine)
@@ -708,7 +709,7 @@ def _start(name: str, facts: Facts) -> str:
 
 def takes_base(engine: Engine, facts: Facts) -> bool:
     """Whether no source tells that an engine has no model of the base's type, as far as that is known."""
-    return not any(fact.feature == "base" and fact.row.engine == engine and fact.applies(facts) for fact in FACTS)
+    return not any(fact.feature in _BASES and fact.row.engine == engine and fact.applies(facts) for fact in FACTS)
 
 
 def room_for(engine: Engine, rank: int) -> int | None:

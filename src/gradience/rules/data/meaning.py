@@ -514,7 +514,7 @@ def placeholder_left(row: AskedRow) -> bool:
 def _unfilled(data: DataReport) -> Iterator[Observation]:
     """names in braces in the questions
 
-    in {some} of the rows the question holds a name in braces, such as {{text}}, that the answer does not have
+    in {some} of the rows the question holds a name in braces that the answer does not have
 
     Why: Where a pattern was not filled in, what the answer is about is not in the question: the model learns to make it
         up.

@@ -225,7 +225,7 @@ def judge_sources(read: SourceReports, left_out: Mapping[str, str] = MappingProx
     analysed = read.audit is None or read.audit.health.verdict != "not_analysed"
     complete, alone = is_complete(states, coverage), monitor is None and (read.audit is None or not analysed)
     adapter = documents.weights.path is not None or documents.config_fields.place.path is not None
-    lost = adapter and read.states["weights"].state == "absent"
+    lost = adapter and not alone and read.states["weights"].state == "absent"
     doubt = any(doubts(monitor, read.check, read.audit, lost=lost))
     verdict = verdict_of(causes, complete=complete, doubt=doubt, alone=alone)
     return DiagnoseReport(

@@ -143,7 +143,9 @@ def log_to_follow(path: Path) -> Path:
     except OSError:
         return log
     if begun and not is_log(log):
-        raise RecorderError(f"{log} is not a run.jsonl: only that is followed", advice="import it without --follow")
+        raise RecorderError(
+            f"{log} is not a run.jsonl: only that is followed", advice="leave --follow out, and it is read in memory"
+        )
     return log
 
 

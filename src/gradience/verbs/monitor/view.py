@@ -181,7 +181,7 @@ def _cells(report: MonitorReport) -> Iterator[Block]:
         at = f"  (the weights of step {of.shown_step}, restored)" if restored else ""
         if (shown := perplexity(point.metrics, of.loss)) is not None and math.isfinite(as_float(shown)):
             yield f"  {_label(point)} PPL: {number(shown)}{at}"
-        elif (loss := point.metrics.loss) is not None and (at or not _told(report, point, "loss", _four(loss))):
+        elif (loss := point.metrics.loss) is not None and not _told(report, point, "loss", _four(loss)):
             yield f"  {_label(point)} loss: {_four(loss)}{at}"
     yield from _gap(report)
     for point in report.evals:
