@@ -9,7 +9,7 @@ import gradience as g
 from gradience.cli.main import main
 
 CASES = [
-    (["bench", "x", "--data", "d", "--out", "o", "--seeds", "0"], lambda: g.BenchOptions(seeds=0)),
+    (["bench", "x", "--data", "d", "--out", "o", "--timeout", "0"], lambda: g.BenchOptions(timeout=0.0)),
     (["bench", "x", "--base", "b", "--data", "d", "--rows", "0"], lambda: g.DriftOptions(rows=0)),
     (["receipt", "x", "--base", "b", "--out", "o", "--rows", "-1"], lambda: g.ReceiptOptions(rows=-1)),
     (["audit", "x", "--intruders"], lambda: g.AuditOptions(intruders=True)),

@@ -12,7 +12,7 @@ from gradience.rules.log.statistics import median, median_error, noise
 
 BACK = Threshold("back", 0.8, "of what the loss had lost, that it is back up", "165 logs: no change from 0.2 to 0.88")
 SAME_EVALS = Threshold("same_evals", 4, "evaluations in a row", "74 trainings: no change from 3 to 4")
-SAME_PASS = Threshold("same_pass", 8, "rows of a pass", "a judgement: chance repeats no eight losses one after another")
+SAME_PASS = Threshold("same_pass", 8, "rows of a pass", "a judgement: chance repeats no eight losses")
 _DECIMALS: Final = 4
 
 
