@@ -2393,7 +2393,7 @@ ENTRIES: Final[dict[str, Entry]] = {
     ),
     "REP229": Entry(
         edges=[
-            Edge("same_pass", "-e", 7, 8, lambda x: _passes(int(x))),
+            Edge("recurring_rows", "-e", 7, 8, lambda x: _passes(int(x))),
             Edge("rate", "-e", 0.0, 1e-9, lambda x: _passes(8, rate=x)),
             Edge("another", "e-", 0.0, 1e-9, lambda x: _passes(9, another=x)),
             Edge("different", "-e", 5, 6, lambda x: _passes(11, different=int(x))),

@@ -12,7 +12,7 @@ from gradience.rules.log.statistics import median, median_error, noise
 
 BACK = Threshold("back", 0.8, "of what the loss had lost, that it is back up", "165 logs: no change from 0.2 to 0.88")
 SAME_EVALS = Threshold("same_evals", 4, "evaluations in a row", "74 trainings: no change from 3 to 4")
-SAME_PASS = Threshold("same_pass", 8, "rows of a pass", "a judgement: chance repeats no eight losses")
+RECURRING_ROWS = Threshold("recurring_rows", 8, "rows of a pass", "a judgement: chance repeats no eight losses")
 _DECIMALS: Final = 4
 
 
@@ -124,13 +124,13 @@ def _same_evaluations(facts: RunFacts) -> Observation | None:
     place="broken",
     phrase=lambda v: f"the training loss repeats to the last digit every {shown(v, 'rows', 'd')} rows",
     needs=(not_under("rl"),),
-    thresholds=(SAME_PASS,),
+    thresholds=(RECURRING_ROWS,),
 )
 def _same_passes(facts: RunFacts) -> Observation | None:
     """every pass has the losses of the one before
 
-    the training losses, most of them different, are from the beginning on a sequence of {same_pass} rows or more that
-    comes again and again to the last digit, twice at least, and the learning rate is not 0
+    the training losses, most of them different, are from the beginning on a sequence of {recurring_rows} rows or more
+    that comes again and again to the last digit, twice at least, and the learning rate is not 0
 
     Why: Weights that move give the same rows another loss at each pass: what is called is not what is trained.
     Scope: rows that are not drawn anew in each epoch; not RL
@@ -139,7 +139,7 @@ def _same_passes(facts: RunFacts) -> Observation | None:
     Seen: https://github.com/xmeng525/RealTimeDenoisingNeuralBilateralGrid/issues/16 -- each epoch after the first has
         the loss of the one before to the last digit
     """
-    losses, least = [*facts.series.losses], int(SAME_PASS.value)
+    losses, least = [*facts.series.losses], int(RECURRING_ROWS.value)
     if len(losses) < 2 * least:
         raise Unknown(f"{len(losses)} losses; it needs {2 * least}")
     passes = range(least, len(losses) // 2 + 1)
