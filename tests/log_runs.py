@@ -1094,6 +1094,9 @@ ENTRIES: Final[dict[str, Entry]] = {
         at=[
             At(noisy_with_a_zero, {20.0: "info", 2.0: None}),
             At(quite_noisy, {1.0: "info", 1.1: None}),
+            At(
+                lambda n: run([2.0] * (48 - n) + [1.0] * n + [4.0] + [2.0] * 20), {8: "info", 40: "warning"}
+            ),  # a trough before the spike is no level
         ],
         says=[(_two_spikes(), "The loss spikes to 3.7 at step 21, from 2 in the rows before; 2 spikes in all.")],
     ),
@@ -1340,6 +1343,27 @@ ENTRIES: Final[dict[str, Entry]] = {
                 {2: None, 4: "info"},
             ),
             At(lambda x: norms([1.0, 1.0, x, *with_row([1.0] * 57, *range(37, 40), by=7.5)]), {1.0: "info", 0.0: None}),
+            At(
+                lambda n: norms([1.0] * 48 + [20.0] * 20, [2.0] * (48 - n) + [1.0] * n + [2.0] * 20),
+                {8: "info", 40: "warning"},
+            ),
+            At(
+                lambda n: norms([1.0] * 40 + [20.0] * n + [1.0] * (20 - n), [2.0] * 40 + [3.0] * 20),
+                {9: "info", 11: "warning"},
+            ),
+        ],
+        says=[
+            (
+                norms([1.0] * 40 + [20.0] * 4 + [0.5] * 16),
+                (
+                    "The gradient norm is, for some rows, over 10 x its earlier level from step 41 on (median 1 before"
+                    ", 0.5 after)."
+                ),
+            ),
+            (
+                norms([1.0] * 40 + [20.0] * 20),
+                "The gradient norm grows to over 10 x its earlier level from step 41 on (median 1 before, 20 after).",
+            ),
         ],
     ),
     "GRD108": Entry(

@@ -61,6 +61,7 @@ SECOND_ROW = Threshold("second_row", 0.4, "second row over the first", "one high
 
 _FIFTH: Final = 5
 _WINDOW: Final = 3  # least number of rows in a level; 5 % of the rows, if more
+LEVEL: Final = 32  # rows before a jump that tell the level: the few just before may be a trough
 _AFTER: Final = 32  # rows after a spike whose level tells whether it came back
 _SPIKES: Final = 100  # spikes listed by their steps at most
 _ACCUMULATED: Final = (2, 4, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64, 128, 256)
@@ -118,7 +119,8 @@ def _spike(facts: RunFacts) -> Observation | None:
     later = list(enumerate(curve.values))[worst + 1 :]
     least = max(LOST_LEVEL.value, SPIKE_FLOOR.value * before)
     after = median(curve.values[worst + 1 : worst + 1 + _AFTER])
-    kept = min(after, median(last_part(curve.points, 10))) - before > least
+    level = max(before, median(curve.values[max(0, worst - LEVEL) : worst]))
+    kept = min(after, median(last_part(curve.points, 10))) - level > least
     if not kept and max((value for place, value in later if place not in times), default=0.0) > loss:
         return None  # the rows after it are noisier, so that higher ones are no spikes
     return Observation(

@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 
 from gradience.rules import TRIAL, Observation, Sign, Threshold, Unknown
 from gradience.rules.log.account import RISEN, account, rises_again
-from gradience.rules.log.divergence import ABSURD_RATE
+from gradience.rules.log.divergence import ABSURD_RATE, LEVEL
 from gradience.rules.log.facts import LogRule, RunFacts, Values, last_part, seen, shown
 from gradience.rules.log.learning import FITTED, learning
 from gradience.rules.log.numbers import bad_norms, skipped_rows
@@ -74,7 +74,7 @@ def _explosion(facts: RunFacts) -> Observation | None:
 
     grad_norm exceeds {gradient_ratio} times the median of the rows before for {lasting} rows; or ln(grad_norm)
     exceeds, but under RL, its median over the previous 8 rows by more than {gradient_k} times its median change (at
-    least {gradient_floor}) for {lasting} rows; info if the loss ends no higher than before
+    least {gradient_floor}) for {lasting} rows; info if the loss ends no higher than before, or the median norm does
 
     Why: Clipping hides the size of such steps, not their direction; divergence often follows.
     Scope: any run that records grad_norm in 8 or more rows
@@ -95,20 +95,20 @@ def _explosion(facts: RunFacts) -> Observation | None:
     before, after = median(curve.points[:start]), median(curve.points[start:])
     if facts.objective.kind == "rl" and after <= GRADIENT_RATIO.value * before:
         return None  # rows whose rewards differ among rows whose rewards are equal
+    grows = "grows to" if after > before else "is, for some rows,"
     return Observation(
-        f"The gradient norm grows to over {GRADIENT_RATIO.value:g} x its earlier level from step {step} on (median "
+        f"The gradient norm {grows} over {GRADIENT_RATIO.value:g} x its earlier level from step {step} on (median "
         f"{before:.3g} before, {after:.3g} after).",
         {"step": step, "before": before, "after": after},
-        severity=None if _loss_is_up(facts, curve.row(start)) else "info",
+        severity=None if after > before and _loss_is_up(facts, curve.row(start)) else "info",
         evidence=seen(f"grad_norm over {GRADIENT_RATIO.value:g} x the median of the rows before, 3 rows and more"),
     )
 
 
 def _loss_is_up(facts: RunFacts, row: int) -> bool:
-    """Whether the loss of the last tenth of the rows is above that just before a row."""
-    losses = facts.series.losses
-    before = [loss for loss in losses[max(0, row - _BEFORE) : row] if math.isfinite(loss)]
-    return bool(before) and median(last_part(facts.loss.points, 10)) > median(before)
+    """Whether the loss of the last tenth of the rows is above that before a row: of a few rows, and of more."""
+    losses = [loss for loss in facts.series.losses[max(0, row - LEVEL) : row] if math.isfinite(loss)]
+    return bool(losses) and median(last_part(facts.loss.points, 10)) > max(median(losses[-_BEFORE:]), median(losses))
 
 
 def _grown(points: Sequence[float], rows: int) -> int | None:
