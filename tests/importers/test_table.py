@@ -139,10 +139,11 @@ def test_a_table_that_counts_epochs_says_which_are_done(tmp_path, import_events,
     assert (counted in imported.notes) is text.startswith("loss")
 
 
-def test_a_table_without_a_step_is_no_history_if_a_row_lacks_a_loss(tmp_path, import_events):
-    (tmp_path / "log.csv").write_text("loss,val_loss\n3,4\n2.5,\n")
+@pytest.mark.parametrize("text", ["loss,val_loss\n3,4\n2.5,\n", '{"loss": 3, "val_loss": 4}\n{"loss": 2.5}\n'])
+def test_a_table_without_a_step_is_no_history_if_a_row_lacks_a_loss(tmp_path, import_events, text):
+    (tmp_path / "log.csv").write_text(text)
     with pytest.raises(RecorderError, match=r"log\.csv: no column is the step") as caught:
-        import_events(tmp_path / "log.csv")
+        import_events(tmp_path / "log.csv", kind="table")
     assert caught.value.advice == "give --map step=COLUMN; there are loss, val_loss"
 
 
