@@ -1706,7 +1706,7 @@ ENTRIES: Final[dict[str, Entry]] = {
         ],
         told=[
             ({"accuracy": 0.5}, "held-out accuracy at chance"),
-            ({"loss": 0.69}, "held-out loss at chance"),
+            ({"loss": 0.69}, "held-out loss no better than chance"),
         ],
     ),
     "REP128": Entry(

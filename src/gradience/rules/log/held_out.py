@@ -644,7 +644,7 @@ def _metric_lost_again(facts: RunFacts) -> bool:
 def _chance_says(v: Values) -> str:
     if "pairs" in v:
         return f"held-out pairs at chance ({shown(v, 'pairs', '.0%')} in order)"
-    return "held-out accuracy at chance" if "accuracy" in v else "held-out loss at chance"
+    return "held-out accuracy at chance" if "accuracy" in v else "held-out loss no better than chance"
 
 
 @LogRule(
