@@ -277,7 +277,7 @@ def _foreign(facts: RunFacts) -> Iterator[Observation]:
 
 
 def _joined(facts: RunFacts) -> Iterator[Observation]:
-    """Turns end with an end token too, so rows have to be of one length, or one a batch that should hold several."""
+    """Rows of one length, or one a batch that should hold several; turns of chats cut at one length end so, too."""
     of, rows = _count(facts, "rows_asked") or 0, _count(facts, "rows") or 0
     masked = _seen_asked(facts, "documents_masked").count
     if masked >= HALF.value * of:
@@ -287,9 +287,10 @@ def _joined(facts: RunFacts) -> Iterator[Observation]:
             {"rows": masked, "of": of},
         )
         return
-    joined = sum(_seen_asked(facts, name).count for name in ("documents_joined", "turns_or_documents"))
     longest, tokens, supervised = (_count(facts, name) or 0 for name in ("longest", "tokens", "supervised"))
     flat = rows == _count(facts, "watched") and (facts.config.training.batch_size or 1) > 1
+    kinds = ("documents_joined", "turns_or_documents") if flat else ("documents_joined",)
+    joined = sum(_seen_asked(facts, name).count for name in kinds)
     filled = rows > 1 and longest > 0 and tokens >= tokenised.ONE_LENGTH.value * longest * rows
     if filled and not flat and supervised == tokens:
         raise Unknown("all tokens of rows of one length are in the loss: text is trained on so")
