@@ -9,7 +9,7 @@ from typing import Any, Final
 from adapter_files import lora, saved
 from tables import every
 
-from gradience import audit_adapter, diagnose
+from gradience import audit_adapter, check_config, check_data, diagnose
 from gradience.folder.prompts import PromptLink, prompt_links
 from gradience.rules import judge
 from gradience.rules.between.prompts import PROMPT_RULES
@@ -268,6 +268,26 @@ def test_the_run_that_lies_beside_its_modelfile_is_told_the_same_by_every_verb_o
 
 def why(*links: PromptLink) -> dict[str, str]:
     return {item.id: item.reason for item in judge(PROMPT_RULES, links).not_run}
+
+
+def test_a_check_says_the_same_of_the_prompt_with_the_data_and_without(tmp_path: Path) -> None:
+    written(tmp_path, {"train.yaml": RECIPE.replace("qwen", "llama3"), **adapter()})
+    rows = [
+        {"messages": [{"role": "user", "content": f"a{i}"}, {"role": "assistant", "content": f"b{i}"}]} for i in (1, 2)
+    ]
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    told = [
+        {one.message for one in report.findings if one.id == "PRM502"}
+        for report in (
+            check_config(tmp_path / "train.yaml"),
+            check_data(data, document=tmp_path / "train.yaml"),
+        )
+    ]
+    assert told[0] == told[1]
+    assert len(told[0]) == 1
+    left_out = check_data(data, document=tmp_path / "train.yaml", ignore=["PRM502"])
+    assert [one.reason for one in left_out.not_run if one.id == "PRM502"] == ["ignored on request"]
 
 
 def test_what_cannot_be_compared_is_not_judged() -> None:

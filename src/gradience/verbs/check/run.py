@@ -55,7 +55,8 @@ _TWO_ENDS = 2  # what was trained, and what is served
 _YAML = frozenset({".yaml", ".yml"})
 _OF_PROMPT = frozenset({"adapter", "config", "training"})  # roles of files beside which the prompt is looked for
 _OF_FILES = frozenset((*(rule.id for rule in FILE_RULES), *(rule.id for rule in PROMPT_RULES)))
-_IDS = [*(rule.id for rule in RULES), *_OF_FILES]
+IDS = [*(rule.id for rule in RULES), *_OF_FILES]
+"""The rules that a check of a configuration asks: of it, and of the files beside it."""
 _BY_LINE = frozenset({".jsonl", ".ndjson"})
 
 _LOGS = (STATE_NAME, "run.jsonl", "trainer_log.jsonl")
@@ -271,7 +272,7 @@ def check_config(
     elif config is not None:
         options = replace(options, config=config)
     given = options.completed(keywords)
-    unwanted = given.unwanted(_IDS)
+    unwanted = given.unwanted(IDS)
     whole = given.read()
     if whole.config == ConfigSnapshot():
         message = "nothing to check"
@@ -280,8 +281,13 @@ def check_config(
         )
     of_config = {rule: reason for rule, reason in unwanted.items() if rule in _OF_CONFIGURATION}
     report = judged(whole, given, given.folders, unwanted=of_config, around=when_of(whole, given.stated))
-    of_files = {rule: reason for rule, reason in unwanted.items() if rule not in _OF_CONFIGURATION}
-    return _with_prompt(_with_files(report, given, whole, of_files), given, whole, of_files)
+    return with_files(report, given, whole, unwanted)
+
+
+def with_files(report: CheckReport, given: CheckOptions, whole: Layer, unwanted: Mapping[str, str]) -> CheckReport:
+    """The report with what the rules on the files beside the configuration say: the adapter's, and the prompt."""
+    of_files = {rule: reason for rule, reason in unwanted.items() if rule in _OF_FILES}
+    return _with_prompt(_with_adapter(report, given, whole, of_files), given, whole, of_files)
 
 
 def _with_prompt(report: CheckReport, given: CheckOptions, whole: Layer, unwanted: Mapping[str, str]) -> CheckReport:
@@ -307,7 +313,7 @@ def _with_prompt(report: CheckReport, given: CheckOptions, whole: Layer, unwante
     )
 
 
-def _with_files(report: CheckReport, given: CheckOptions, whole: Layer, unwanted: Mapping[str, str]) -> CheckReport:
+def _with_adapter(report: CheckReport, given: CheckOptions, whole: Layer, unwanted: Mapping[str, str]) -> CheckReport:
     """The report with what the rules on an adapter's files say, if weights lie beside its config."""
     folder = next((Path(source.path).parent for source in whole.sources if source.role == "adapter"), None)
     if folder is None or not any((folder / name).is_file() for name in _ADAPTERS):
