@@ -31,7 +31,17 @@ from gradience.schema.document import NotRun, by_severity
 from gradience.schema.events import ConfigSnapshot
 from gradience.schema.reports import CHECK_SCHEMA_ID, CheckReport, DataReport, InputFile, LossMode, Overlong, Rows
 from gradience.verbs.check.options import DataKeywords, DataOptions, Samples
-from gradience.verbs.check.run import SETTINGS, CheckKeywords, CheckOptions, Place, Settings, judged, when_of
+from gradience.verbs.check.run import (
+    IDS,
+    SETTINGS,
+    CheckKeywords,
+    CheckOptions,
+    Place,
+    Settings,
+    judged,
+    when_of,
+    with_files,
+)
 
 _PEEK: Final = 20  # first rows among which a usable one must be found to show the format
 _MOST_COLUMNS: Final = 12  # columns that a finding names
@@ -365,7 +375,7 @@ def check_data(
     options = options.completed(of_data)
     given = check.completed({name: value for name, value in keywords.items() if name not in of_data})
     data = options.data if data is None else data
-    ids = [*_CONFIG_IDS, *(rule.id for rule in DATA_RULES)]
+    ids = [*IDS, *(rule.id for rule in DATA_RULES)]
     unwanted = given.unwanted(ids)
     whole = given.read()
     plan = _plan(given.training, given.document)
@@ -392,6 +402,7 @@ def check_data(
     if whole.config != ConfigSnapshot():
         known, by_data = _with_data(whole, report), replace(given, task=given.task or report.trainer)
         checked = judged(known, by_data, folders, unwanted=of_config, around=when_of(whole, given.stated))
+        checked = with_files(checked, given, whole, unwanted)
     return _joined(checked, report, unwanted)
 
 
