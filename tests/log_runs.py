@@ -2500,18 +2500,15 @@ ENTRIES: Final[dict[str, Entry]] = {
     "DAT355": Entry(
         at=[
             At(lambda n: fed(asked={"documents_masked": n}, rows_asked=100), {49: None, 50: "warning"}),
-            At(lambda n: filled({"documents_joined": n, "turns_or_documents": 60}), {49: None, 50: "warning"}),
+            At(lambda n: filled({"documents_joined": n}), {60: None}),
             At(
                 lambda n: filled({"documents_joined": 30, "turns_or_documents": n}, watched=100, tokens=99),
                 {19: None, 20: "warning"},
                 number="in_one_row",
             ),
-            At(lambda n: filled({"documents_joined": 50}, tokens=n), {9499: None, 9500: "warning"}, number="tokens"),
-            At(lambda n: filled({"documents_joined": 50}, supervised=n), {9799: "warning", 9800: "?"}),
             At(lambda n: filled({"documents_joined": 50}, watched=n, tokens=99), {99: None, 100: "warning"}),
             At(lambda n: filled({"documents_joined": 50}, watched=100, tokens=99, size=n), {1: None, 2: "warning"}),
         ],
-        says=[(filled({}, supervised=9800), "all tokens of rows of one length are in the loss: text is trained on so")],
     ),
     "FED227": Entry(
         at=[

@@ -277,7 +277,7 @@ def _foreign(facts: RunFacts) -> Iterator[Observation]:
 
 
 def _joined(facts: RunFacts) -> Iterator[Observation]:
-    """Rows of one length, or one a batch that should hold several; turns of chats cut at one length end so, too."""
+    """One row a batch that should hold several; rows of one length may be chats, whose turns end so, too."""
     of, rows = _count(facts, "rows_asked") or 0, _count(facts, "rows") or 0
     masked = _seen_asked(facts, "documents_masked").count
     if masked >= HALF.value * of:
@@ -287,14 +287,9 @@ def _joined(facts: RunFacts) -> Iterator[Observation]:
             {"rows": masked, "of": of},
         )
         return
-    longest, tokens, supervised = (_count(facts, name) or 0 for name in ("longest", "tokens", "supervised"))
     flat = rows == _count(facts, "watched") and (facts.config.training.batch_size or 1) > 1
-    kinds = ("documents_joined", "turns_or_documents") if flat else ("documents_joined",)
-    joined = sum(_seen_asked(facts, name).count for name in kinds)
-    filled = rows > 1 and longest > 0 and tokens >= tokenised.ONE_LENGTH.value * longest * rows
-    if filled and not flat and supervised == tokens:
-        raise Unknown("all tokens of rows of one length are in the loss: text is trained on so")
-    if (flat or filled) and joined >= HALF.value * of:
+    joined = sum(_seen_asked(facts, name).count for name in ("documents_joined", "turns_or_documents"))
+    if flat and joined >= HALF.value * of:
         yield Observation(
             f"{counted(Rows(count=joined), of)} of the first batches hold several documents, and nothing parts them",
             {"rows": joined, "of": of},
