@@ -1,11 +1,11 @@
-"""Measure fleets and runs: adapters per second beside a peer, memory, engines, second calls, kills, queries, run lists.
+"""Measure fleets and runs: adapters per second beside a peer, memory, second calls, kills, queries, run lists.
 
     python benchmarks/fleet.py [--toys 1000] [--large 20] [--peer-toys 100] [--peer COMMAND] [--kills 25] [--runs 2000]
 
 Toy adapters are 1.2 MB each. 64 different ones are made; further ones are links to their weights beside another config.
 COMMAND is a peer's command: `{root}` is the folder, `{list}` a file with one path per line, `{out}` the output.
 Everything runs on one machine in one run; rates are those of whole processes. `--only NAME` runs one part: peer,
-memory, second, query, similar, ray, kills, large, runs.
+memory, second, query, similar, kills, large, runs.
 """
 
 from __future__ import annotations
@@ -239,17 +239,6 @@ def numbers(sketch: Any, held: dict[str, Any]) -> list[float]:
     return list(sketch.numbers())
 
 
-def on_ray(root: Path, options: argparse.Namespace) -> None:
-    home = toys(root, options.toys)
-    for turn in range(2):
-        for engine in ("local", "ray"):
-            shutil.rmtree(root / f"fleet-{engine}", ignore_errors=True)
-            wall, cpu, report = audit(home, root / f"fleet-{engine}", "--engine", engine)
-            rate = report["found"] / report["seconds"]
-            print(f"turn {turn}, {engine}: {rate:.1f} a second, {wall:.1f} s, {cpu:.1f} s CPU")
-    print(f"  equal tables: {same_rows(root / 'fleet-local', root / 'fleet-ray')}")
-
-
 def same_rows(one: Path, two: Path) -> bool:
     import gradience
 
@@ -391,7 +380,6 @@ PARTS: dict[str, Callable[[Path, argparse.Namespace], None]] = {
     "second": second,
     "query": query,
     "similar": similar,
-    "ray": on_ray,
     "kills": kills,
     "large": large_ones,
     "runs": many_runs,

@@ -26,9 +26,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
 from gradience import merge_adapters, merge_check
-from gradience.rules.merge import DROWNED
 
 PAIRS: Final = 14  # of each model
+DROWNED: Final = 0.8  # share of norm(M)^2 that is orthogonal to an update
 LITTLE: Final = 0.35  # of the gain
 
 
@@ -95,12 +95,12 @@ def main() -> None:
         print(
             f"\n{model}: {len(table)} points;", ", ".join(f"{n} {rho:+.2f}" for n, rho in zip(names, rhos, strict=True))
         )
-        over = table[:, 1] >= DROWNED.value
+        over = table[:, 1] >= DROWNED
         for side, word in ((over, "at or over"), (~over, "under")):
             kept = table[side, 0]
             little = int((kept <= LITTLE).sum())
             median = f", median {np.median(kept):.2f}" if len(kept) else ""
-            print(f"  orthogonal {word} {DROWNED.value}: {little} of {len(kept)} keep {LITTLE:.0%} or less{median}\n")
+            print(f"  orthogonal {word} {DROWNED}: {little} of {len(kept)} keep {LITTLE:.0%} or less{median}\n")
 
 
 if __name__ == "__main__":
