@@ -197,7 +197,8 @@ def _documents(data: DataReport) -> Iterator[Observation]:
     {one_length} of the longest
 
     Why: Each document attends to those before it, and begins at a position within the row.
-    Scope: input_ids, with the tokenizer given; batches as they are fed, unless rows of one length are in the loss whole
+    Scope: input_ids, with the tokenizer given; batches as they are fed, where one row stands for several. Chats whose
+        turns end with the end token and begin with none of control look the same
     Action: keep the lengths or positions that packing made: with padding_free or flash attention they part documents
     Verify: position_ids of a batch: they begin at 0 once for each document
     Source: transformers/data/data_collator.py:DataCollatorWithFlattening@5.24.0 -- parts the documents of one row
