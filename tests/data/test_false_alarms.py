@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import random
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from made import QWEN, ask, rows, saved, say, words, write
+import pytest
+from made import QWEN, ask, rows, saved, say, tokenizer, words, write
 
 from gradience.schema.reports import CheckReport
 from gradience.verbs.check.data import check_data
@@ -157,3 +159,20 @@ def test_questions_on_one_long_text_do_not_repeat_each_other(tmp_path: Path, tok
         ]
         report = check_data(write(tmp_path / "train.jsonl", some), tokenizer=tok, select=["DAT313"])
         assert loud(report) == expected
+
+
+CHATML = "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}{% endfor %}"
+ZEPHYR = "{% for m in messages %}{{ '<|' + m.role + '|>\n' + m.content + eos_token + '\n' }}{% endfor %}"
+
+
+@pytest.mark.parametrize("template", [CHATML, ZEPHYR])
+def test_turns_that_end_with_the_end_token_and_a_line_break_are_no_documents(tmp_path: Path, template: str) -> None:
+    made, some = tokenizer(template=template), texts(240)
+    made.save_pretrained(tmp_path / "tok")
+    chats = [[ask(one), say(two), *([ask(two), say(one)] if len(one) % 3 else [])] for one, two in pairwise(some)]
+    ids = [made.apply_chat_template(chat, tokenize=True, return_dict=False) for chat in chats]
+    packed = [one + two for one, two in pairwise(ids) if len(one + two) >= 90]
+    for each, named in ((ids, []), ([one[:90] for one in packed], ["DAT355"])):
+        data = write(tmp_path / "train.jsonl", [{"input_ids": one} for one in each])
+        found = check_data(data, tokenizer=tmp_path / "tok", select=["DAT355"]).findings
+        assert [finding.id for finding in found] == named

@@ -42,6 +42,8 @@ class Vocabulary(NamedTuple):
     own: ControlTokens = ControlTokens()
     think: tuple[int, ...] = ()
     """The tokens that begin a block of thought."""
+    ends_plain_turns: bool = False
+    """Whether the chat template ends turns by the end token, and begins them by none of control."""
     untaught: frozenset[int] = frozenset()
     """Tokens of a live batch whose embedding was not trained, and does not train."""
 

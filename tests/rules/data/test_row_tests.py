@@ -83,6 +83,7 @@ IDS = [300, 301, 302, 303]
         ({"input_ids": [5, PAD, PAD], "labels": [5, PAD, -100]}, set()),
         ({"input_ids": [5, END, 6, 7]}, {"documents_joined"}),
         ({"input_ids": [5, END, 6, 7], "parted": True}, set()),
+        ({"input_ids": [5, 6, END, 9]}, set()),  # a line break after the last turn
         ({"input_ids": [END, 5, 6, END, PAD]}, set()),  # GPT-2 begins a text with its end token
         ({"input_ids": [5, END, TURN, 7]}, {"turns_or_documents"}),
         ({"input_ids": [5, END, 9, TURN, 7]}, {"turns_or_documents"}),  # a line break between

@@ -163,7 +163,7 @@ def _of_documents(row: AskedRow) -> Iterator[str]:
     if ids and row.sequences:
         ids = row.sequences[0].ids  # of a live batch without its padding
     after = set() if "parted" in row.columns else _after_ends(ids, known)
-    if after and not known.controls.issuperset(after - {known.bos}):
+    if after and not known.ends_plain_turns and not known.controls.issuperset(after - {known.bos}):
         yield "documents_joined"
     elif after and ids[-1] != ids[-2]:  # a padded row of turns is no piece of a packed text
         yield "turns_or_documents"
@@ -172,12 +172,13 @@ def _of_documents(row: AskedRow) -> Iterator[str]:
 def _after_ends(ids: list[int], known: Vocabulary) -> set[int]:
     """The tokens that follow an end token within a row, leaving out the ends and the padding at its end.
 
-    The first control token soon after an end counts as the next, such as after a line break.
+    The first control token soon after an end counts as the next, such as after a line break. One token at the end of
+    the row is such a break, as ChatML's template writes it after each turn.
     """
     ends = known.ends | ({known.pad} if known.pad is not None else set())
     last = next((i for i in range(len(ids) - 1, -1, -1) if ids[i] not in ends), 0)
     first = next((i for i, one in enumerate(ids) if one not in ends), last)  # GPT-2 begins a text with its end token
-    near = (ids[i + 1 : i + 2 + _WHITESPACE] for i in range(first, last) if ids[i] in known.ends)
+    near = (ids[i + 1 : i + 2 + _WHITESPACE] for i in range(first, last - 1) if ids[i] in known.ends)
     return {next((one for one in soon if one in known.controls), soon[0]) for soon in near}
 
 
@@ -193,12 +194,11 @@ def _documents(data: DataReport) -> Iterator[Observation]:
     """packed without positions
 
     in {half} of the rows tokens go on after an end token, and neither position_ids that begin anew nor lengths of
-    sequences part them; where a control token follows, which may begin a turn, only if the mean length is
-    {one_length} of the longest
+    sequences part them; where a turn may begin there, by a control token or by a template that writes none, only if
+    the mean length is {one_length} of the longest
 
     Why: Each document attends to those before it, and begins at a position within the row.
-    Scope: input_ids, with the tokenizer given; batches as they are fed, where one row stands for several. Chats whose
-        turns end with the end token and begin with none of control look the same
+    Scope: input_ids, with the tokenizer given; batches as they are fed, where one row stands for several
     Action: keep the lengths or positions that packing made: with padding_free or flash attention they part documents
     Verify: position_ids of a batch: they begin at 0 once for each document
     Source: transformers/data/data_collator.py:DataCollatorWithFlattening@5.24.0 -- parts the documents of one row
