@@ -117,8 +117,8 @@ class Encoder:
         self.pad_is_end = facts.pad_id is not None and facts.pad_id == facts.eos_id
         self.end_ids = frozenset(facts.end_ids)
         self.special_ids = frozenset(facts.special_ids)
-        template = facts.template or ""
-        written = {token for token in facts.controls if token in template} | {facts.eos or ""} - {""}
+        text = facts.template or ""
+        written = {token for token in facts.controls if token in text} | {facts.eos or ""} - {""}
         self.vocabulary = Vocabulary(
             size=facts.size,
             ends=self.end_ids,
@@ -132,7 +132,7 @@ class Encoder:
             ),
             think=tuple(facts.think_ids),
             ends_plain_turns=not written - {facts.eos}
-            and ("eos_token" in template or bool(facts.eos and facts.eos in template)),
+            and ("eos_token" in text or bool(facts.eos and facts.eos in text)),
         )
 
     @property
