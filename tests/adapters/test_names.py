@@ -123,6 +123,7 @@ ROLES = [
     (f"{P}model.score.proj.weight", {}, "full_module"),
     (f"{P}layers.0.scorer.weight", {}, "unknown"),
     (f"{P}lm_head.weight", {}, "full_module"),
+    (f"{P}model.embed_tokens.weight", {}, "full_module"),
     (f"{P}model.norm.weight", {}, "unknown"),
     (f"{P}layers.0.q_proj.lora_velora_embed.weight", {}, "not_analysed"),
     ("prompt_embeddings", {}, "not_analysed"),

@@ -9,6 +9,7 @@ import pytest
 import torch
 from adapter_files import written
 from peft import AdaLoraConfig, LoHaConfig, LoKrConfig, LoraConfig, VeraConfig
+from peft.tuners.lora.config import BdLoraConfig, KasaConfig
 from peft.tuners.lora.variants import QALoraLinearVariant
 from torch import nn
 from transformers.pytorch_utils import Conv1D
@@ -49,26 +50,18 @@ CONV = ["conv1d", "conv2d", "pointwise", "conv3d"]
     "options",
     [
         {"target_modules": LINEAR},
-        {"target_modules": ["c_attn"], "fan_in_fan_out": True},
         {"target_modules": ["c_attn"]},  # PEFT sets fan_in_fan_out itself, and saves it
         {"target_modules": ["embed_tokens"]},
         {"target_modules": CONV},
-        {"target_modules": LINEAR, "use_rslora": True},
         {"target_modules": LINEAR, "rank_pattern": {"1.q_proj": 3, "q_proj": 2}, "alpha_pattern": {"0.up_proj": 32}},
         {"target_modules": LINEAR, "rank_pattern": {r"layers\.1\..*": 3, "q_proj": 2}, "use_rslora": True},
-        {"target_modules": LINEAR, "alpha_pattern": {"^layers.0.q_proj": 5, ".*proj": 7}},
         {"target_modules": LINEAR, "use_dora": True},
-        {"target_modules": ["c_attn"], "use_dora": True, "fan_in_fan_out": True},
         {"target_modules": ["embed_tokens"], "use_dora": True},
         {"target_modules": CONV, "use_dora": True},
         {"target_modules": LINEAR, "lora_bias": True},
-        {"target_modules": LINEAR, "layers_to_transform": [1], "layers_pattern": "layers"},
         {"target_modules": LINEAR, "init_lora_weights": "pissa"},
-        {"target_modules": ["c_attn"], "init_lora_weights": "pissa", "fan_in_fan_out": True},
         {"target_modules": LINEAR, "init_lora_weights": "pissa", "use_rslora": True},
         {"target_modules": LINEAR, "init_lora_weights": "olora"},
-        {"target_modules": LINEAR, "init_lora_weights": "gaussian"},
-        {"target_modules": LINEAR, "init_lora_weights": "orthogonal"},
         {"target_modules": LINEAR, "init_lora_weights": "mica"},
         {"target_parameters": ["q_proj.weight"], "target_modules": []},
     ],
@@ -78,18 +71,30 @@ def test_lora_is_what_peft_merges(make, worst_error, options):
     assert worst_error(make(Net(), LoraConfig(r=4, lora_alpha=6, **options))) < TOLERANCE
 
 
-def test_kasa_is_what_peft_merges(make, worst_error):
-    from peft.tuners.lora.config import KasaConfig
-
-    config = LoraConfig(r=4, target_modules=LINEAR, kasa_config=KasaConfig())
-    assert worst_error(make(Net(), config)) < TOLERANCE
+KERNELS = ["conv2d", "pointwise", "conv1d"]
+EFFECTIVE = {"target_modules": ["conv2d", "conv1d"], "use_effective_conv2d": True}
+BLOCKS = BdLoraConfig(target_modules_bd_a=["q_proj"], target_modules_bd_b=["up_proj"], nblocks=2)
 
 
-def test_bdlora_is_what_peft_merges(make, worst_error):
-    from peft.tuners.lora.config import BdLoraConfig
-
-    blocks = BdLoraConfig(target_modules_bd_a=["q_proj"], target_modules_bd_b=["up_proj"], nblocks=2)
-    case = make(Net(), LoraConfig(r=4, lora_alpha=6, target_modules=LINEAR, use_bdlora=blocks))
+@pytest.mark.parametrize(
+    "config",
+    [
+        LoraConfig(r=4, target_modules=LINEAR, kasa_config=KasaConfig()),
+        LoraConfig(r=4, lora_alpha=6, target_modules=LINEAR, use_bdlora=BLOCKS),
+        AdaLoraConfig(init_r=6, lora_alpha=9, target_modules=["c_attn", "conv2d"], total_step=10),
+        LoHaConfig(r=3, alpha=5, target_modules=[*LINEAR, *KERNELS], alpha_pattern={"q_proj": 3}),
+        LoHaConfig(r=3, alpha=5, **EFFECTIVE),
+        LoKrConfig(r=2, alpha=5, target_modules=LINEAR, rank_pattern={"q_proj": 9}),
+        LoKrConfig(r=1, alpha=5, target_modules=LINEAR, decompose_both=True),
+        LoKrConfig(r=1, alpha=5, target_modules=KERNELS),
+        LoKrConfig(r=1, alpha=5, target_modules=["conv2d"], use_effective_conv2d=True),  # PEFT cannot merge Conv1d so
+        VeraConfig(r=4, target_modules=LINEAR),
+    ],
+    ids=lambda config: config.peft_type.value,
+)
+def test_another_kind_is_what_peft_merges_without_a_base(make, worst_error, config):
+    case = make(Net(), config)
+    assert not case.read().base_dependent
     assert worst_error(case) < TOLERANCE
 
 
@@ -103,51 +108,6 @@ def test_multihead_attention_is_half_of_what_peft_merges_into_out_proj(make):
         truth = case.merged[name] - case.base[name]
         np.testing.assert_allclose(times * modules[name].scale * b @ a, truth, atol=1e-5 * np.abs(truth).max())
     assert any("out_proj" in note for note in adapter.notes)
-
-
-def test_adalora_is_what_peft_merges(make, worst_error):
-    config = AdaLoraConfig(init_r=6, target_r=4, lora_alpha=9, target_modules=LINEAR, total_step=10)
-    assert worst_error(make(Net(), config)) < TOLERANCE
-
-
-def test_adalora_of_conv_and_conv1d_is_what_peft_merges(make, worst_error):
-    for target in ("c_attn", "conv2d"):
-        config = AdaLoraConfig(init_r=6, lora_alpha=9, target_modules=[target], total_step=10)
-        assert worst_error(make(Net(), config)) < TOLERANCE
-
-
-@pytest.mark.parametrize("alpha_pattern", [{}, {"q_proj": 3}])
-@pytest.mark.parametrize(
-    ("targets", "effective"),
-    [(LINEAR, False), (["conv2d", "pointwise", "conv1d"], False), (["conv2d", "conv1d"], True)],
-)
-def test_loha_is_what_peft_merges(make, worst_error, targets, effective, alpha_pattern):
-    config = LoHaConfig(
-        r=3, alpha=5, target_modules=targets, use_effective_conv2d=effective, alpha_pattern=alpha_pattern
-    )
-    assert worst_error(make(Net(), config)) < TOLERANCE
-
-
-@pytest.mark.parametrize(
-    ("targets", "more"),
-    [
-        (LINEAR, {"r": 2}),
-        (LINEAR, {"r": 8}),
-        (LINEAR, {"r": 1, "decompose_both": True}),
-        (LINEAR, {"r": 2, "rank_pattern": {"q_proj": 9}}),
-        (["conv2d", "pointwise", "conv1d"], {"r": 1}),
-        (["conv2d"], {"r": 1, "use_effective_conv2d": True}),  # PEFT 0.21.2 cannot merge Conv1d this way
-    ],
-    ids=str,
-)
-def test_lokr_is_what_peft_merges(make, worst_error, targets, more):
-    assert worst_error(make(Net(), LoKrConfig(alpha=5, target_modules=targets, **more))) < TOLERANCE
-
-
-def test_vera_of_equal_widths_is_what_peft_merges_without_a_base(make, worst_error):
-    case = make(Net(), VeraConfig(r=4, target_modules=LINEAR))
-    assert not case.read().base_dependent
-    assert worst_error(case) < TOLERANCE
 
 
 def test_vera_of_several_widths_needs_the_base_and_is_then_what_peft_merges(make, worst_error):

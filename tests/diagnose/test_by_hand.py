@@ -15,7 +15,7 @@ from gradience.folder.checkpoints import Identity, OwnedCheckpoint
 from gradience.folder.found import CheckpointFolder
 from gradience.rules.judged import IDS
 from gradience.schema import real
-from gradience.schema.diagnose import BestCheckpoint, Checkpoint, DiagnosedSource
+from gradience.schema.diagnose import Checkpoint, DiagnosedSource
 from gradience.schema.document import Finding
 from gradience.schema.events import Eval, EvalMetrics
 from gradience.schema.reports import EvalPoint, MetricAccount, RunAccount
@@ -181,23 +181,6 @@ def test_the_standard_error_is_the_loss_over_the_root_of_n():
     assert standard_error(0.4, 100, 1.0) == pytest.approx(0.4 * math.sqrt(99.0) / 10.0)  # at most one was wrong
     assert [standard_error(0.5, n, None) for n in (0, None)] == [None, None]
     assert standard_error(-0.5, 25, None) is None
-
-
-def best(**more: Any) -> BestCheckpoint:
-    fields = {
-        "name": "checkpoint-40",
-        "step": 40,
-        "loss": 1.3,
-        "split": "eval",
-        "noise": 0.25,
-        "noise_from": "why",
-        "lowest_loss": 1.25,
-        "lowest_step": 30,
-        "value": 1.3,
-        "best_value": 1.3,
-        "best_step": 30,
-    }
-    return BestCheckpoint(**{**fields, **more})
 
 
 def sources(at: Path | None, *steps: int) -> Any:

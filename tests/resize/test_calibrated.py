@@ -271,7 +271,6 @@ CASES = {
         {"target_modules": ["wte", "c_fc"], "task_type": "CAUSAL_LM", "fan_in_fan_out": True},
     ),
     "head": (bert, {"target_modules": ["query", "output.dense"], "task_type": "SEQ_CLS"}),
-    "tokens": (lambda: bert("Token"), {"target_modules": ["query", "value"], "task_type": "TOKEN_CLS"}),
 }
 
 

@@ -52,19 +52,11 @@ KINDS = {  # fields of the config, and the model if it is no `Net`
         {"target_modules": LINEAR, "rank_pattern": {"1.q_proj": 3, "q_proj": 2}, "alpha_pattern": {"0.up_proj": 32}},
         None,
     ),
-    "expressions": (
-        {"target_modules": LINEAR, "rank_pattern": {r"layers\.1\..*": 3, "q_proj": 6}, "use_rslora": True},
-        None,
-    ),
-    "some layers": ({"target_modules": LINEAR, "layers_to_transform": [1], "layers_pattern": "layers"}, None),
-    "orthogonal": ({"target_modules": LINEAR, "init_lora_weights": "orthogonal"}, None),
     "mica": ({"target_modules": LINEAR, "init_lora_weights": "mica"}, None),
-    "turned": ({"target_modules": LINEAR, "lora_alpha": -3}, None),
     "a parameter": ({"target_modules": [], "target_parameters": ["q_proj.weight"]}, None),
     "experts": (EXPERTS, None),
     "experts stored turned": (UNEQUAL, lambda: Net(is_transposed=True)),
     "mixtral's old names": ({"target_modules": ["q_proj", "v_proj", "w1", "w2", "w3"]}, mixtral),
-    "mixtral, all linear": ({"target_modules": "all-linear"}, mixtral),
 }
 
 

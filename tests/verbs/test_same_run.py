@@ -70,10 +70,6 @@ def files_of_ours(place: Path) -> None:
         ours(place / f"{name}.jsonl", name)
 
 
-def one_deeper(place: Path) -> None:
-    trained(place / "output")
-
-
 def ours_deeper(place: Path) -> None:
     ours(place / "one" / "two" / "run.jsonl", "alone")
 
@@ -103,7 +99,6 @@ PLACES = {  # number of runs, and the names by which --run takes them
     one_of_ours: (1, ["first", "second"]),
     folders_of_ours: (2, ["seed-1", "seed-22", "deep/seed-1", "..ed-22"]),
     files_of_ours: (2, ["a", "bcd", "a.jsonl"]),
-    one_deeper: (1, ["output"]),
     ours_deeper: (1, ["one/two", "alone"]),
     with_its_logger: (1, ["output"]),
     three_trained: (3, ["lr-1", "lr-2", "..r-3"]),
@@ -178,13 +173,10 @@ def test_a_file_is_read_with_what_its_run_wrote_beside_it(tmp_path):
 
 POINTERS = {
     "run.jsonl": "run.jsonl",
-    "trainer_state.json": "trainer_state.json",
     "checkpoint-5/trainer_state.json": "checkpoint-5",
     "events.out.tfevents.1.host.1.0": "events.out.tfevents.1.host.1.0",
     "run-abc.wandb": "run-abc.wandb",
-    "files/wandb-summary.json": "files/wandb-summary.json",
     "metrics.csv": "metrics.csv",
-    "trainer_log.jsonl": "trainer_log.jsonl",
     "mlflow.db": "mlflow.db",
 }
 

@@ -104,10 +104,9 @@ def test_a_tied_head_is_the_embedding_with_most_rows(tmp_path):
     assert report.others == []
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_gpt2_stores_its_weights_turned_and_its_files_may_lack_the_prefix(tmp_path, dtype):
+def test_gpt2_stores_its_weights_turned_and_its_files_may_lack_the_prefix(tmp_path):
     config = LoraConfig(r=4, lora_alpha=6, target_modules=["c_attn", "c_fc"], fan_in_fan_out=True)
-    report = run(tmp_path, gpt2, config, dtype=dtype)
+    report = run(tmp_path, gpt2, config, dtype=torch.float32)
     assert report.counts == {"exact": 4}
     bare = {key.removeprefix("transformer."): x for key, x in load_file(tmp_path / "base/model.safetensors").items()}
     save_file(bare, tmp_path / "base" / "model.safetensors")
@@ -116,12 +115,11 @@ def test_gpt2_stores_its_weights_turned_and_its_files_may_lack_the_prefix(tmp_pa
     assert report.others == []
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_stacked_experts_are_found_where_transformers_writes_them_apart(tmp_path, dtype):
+def test_stacked_experts_are_found_where_transformers_writes_them_apart(tmp_path):
     config = LoraConfig(
         r=2, lora_alpha=3, target_modules=["q_proj"], target_parameters=["experts.gate_up_proj", "experts.down_proj"]
     )
-    report = run(tmp_path, mixtral, config, dtype=dtype)
+    report = run(tmp_path, mixtral, config)
     assert report.verdict == "contained"
     assert len(report.modules) == 1 + 2 * 2
     assert report.others == []
