@@ -81,7 +81,6 @@ BLOCKS = BdLoraConfig(target_modules_bd_a=["q_proj"], target_modules_bd_b=["up_p
     [
         LoraConfig(r=4, target_modules=LINEAR, kasa_config=KasaConfig()),
         LoraConfig(r=4, lora_alpha=6, target_modules=LINEAR, use_bdlora=BLOCKS),
-        AdaLoraConfig(init_r=6, lora_alpha=9, target_modules=["c_attn", "conv2d"], total_step=10),
         LoHaConfig(r=3, alpha=5, target_modules=[*LINEAR, *KERNELS], alpha_pattern={"q_proj": 3}),
         LoHaConfig(r=3, alpha=5, **EFFECTIVE),
         LoKrConfig(r=2, alpha=5, target_modules=LINEAR, rank_pattern={"q_proj": 9}),
