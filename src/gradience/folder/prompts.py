@@ -1,7 +1,7 @@
 """The prompt along the way from training to serving, as each file beside a run states it.
 
-A link is a training recipe or script, a tokenizer, a merged model, a recipe of export, Ollama's Modelfile or a server's
-command. Each is read once. What a link does not state is None, or empty.
+A link is a training recipe, command or script, rows, a tokenizer, a merged model, a recipe of export, Ollama's
+Modelfile or a server's command. Each is read once. What a link does not state is None, or empty.
 """
 
 from __future__ import annotations
@@ -17,22 +17,28 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final, Literal, NamedTuple, TypeAlias
 
+import msgspec
+
 from gradience.adapters.files import CONFIG_NAME, holds_adapter
 from gradience.configs.files import read_mapping
 from gradience.configs.prompts import PromptForm, form_in, form_named
 from gradience.configs.training import STATE_NAME
 from gradience.errors import GradienceError
-from gradience.io.reading import read_small
+from gradience.io.reading import decode_json, read_small
 from gradience.schema import Json
 
-LinkKind: TypeAlias = Literal["recipe", "tokenizer", "base", "merged", "export", "modelfile", "server"]
+LinkKind: TypeAlias = Literal[
+    "recipe", "rows", "tokenizer", "base", "merged", "passed over", "generation", "export", "modelfile", "server"
+]
 
 _MOST: Final = 200  # files of a folder that are looked at
 _LARGEST: Final = 1 << 20  # bytes of a template or a Modelfile
 _LARGEST_RECIPE: Final = 1 << 16
 _RECIPES: Final = frozenset({".yaml", ".yml", ".json"})
+_LARGEST_TOKENIZER: Final = 64 << 20
 _COMMANDS: Final = frozenset({".sh", ".bash", ".service"})
 _MERGED: Final = re.compile(r"merge|fuse|export", re.IGNORECASE)
+_ALPACA: Final = "### Instruction:"
 _INSTRUCTION: Final = re.compile(
     r'^\s*(FROM|TEMPLATE|SYSTEM|ADAPTER|PARAMETER\s+stop)\s+(?:"""(.*?)"""|"([^"\n]*)"|([^\n]*))',
     re.DOTALL | re.IGNORECASE | re.MULTILINE,
@@ -43,7 +49,10 @@ _SAID: Final = {  # the words of a script that are read, by the function that ta
     "SFTConfig": ("chat_template_path", "eos_token", "pad_token"),
 }
 _COMMENT: Final = re.compile(r"^\s*#.*$", re.MULTILINE)
-_CHAT_TEMPLATE: Final = re.compile(r"--chat-template(?:-file)?[= ]+([\"']?)([^\s\"'\\]+)\1")
+_COMMAND: Final = re.compile(r"(?<!\\)\n")  # where a command of a shell ends
+_FLAG: Final = re.compile(r"""--([\w-]+)(?:(?:=|[ \t\\\n]+)(?!-)(?:"([^"]*)"|'([^']*)'|([^\s"'\\]+)))?""")
+_SERVERS: Final = re.compile(r"\bvllm serve|vllm\.entrypoints|sglang[. ](?:launch_server|serve)|llama-server")
+_TRAINERS: Final = re.compile(r"\b(?:swift|llamafactory-cli|axolotl|trl)\b|src/train\w*\.py")
 _FILE: Final = re.compile(
     r"^[./~]|\.gguf\b|\.safetensors\b|[/\\]", re.IGNORECASE
 )  # what no model of a library is called
@@ -66,10 +75,16 @@ class PromptLink(NamedTuple):
     eos: str | None = None
     pad: str | None = None
     bos: str | None = None
-    adds_bos: bool | None = None
-    """Whether the tokenizer puts BOS before a text."""
+    adds_bos: str | None = None
+    """What says that the tokenizer puts BOS before a text; empty if it does not."""
     system: str | None = None
     stops: tuple[str, ...] = ()
+    template_in: str = ""
+    """The file that holds the template, if it is another one."""
+    parser: str = ""
+    """The server's parser of calls of tools."""
+    encodes: str = ""
+    """A script's call that gives the template's text to the tokenizer, which then adds its own tokens."""
     answers: str = ""
     """The text behind which a script looks for answers."""
     from_file: bool = False
@@ -86,7 +101,19 @@ class PromptLink(NamedTuple):
         form = self.form
         what = f"template {self.name}" if self.name else "a template"
         begins = f" that begins turns with {form.begins}" if form is not None else ""
-        return f"{what}{begins} ({self.where})"
+        return f"{what}{begins} ({self.template_in or self.where})"
+
+
+class _Token(msgspec.Struct):
+    id: int
+    content: str
+
+
+class _TokenizerFile(msgspec.Struct):
+    """What is read of tokenizer.json."""
+
+    added_tokens: list[_Token] = []
+    post_processor: Json = None
 
 
 def prompt_links(
@@ -95,6 +122,7 @@ def prompt_links(
     recipes: Iterable[Path] = (),
     base: Path | None = None,
     held: Mapping[Path, Mapping[str, Json]] = MappingProxyType({}),
+    known: Iterable[PromptLink] = (),
 ) -> tuple[PromptLink, ...]:
     """The links that lie in these folders, and in those below them that hold a merged model.
 
@@ -103,18 +131,20 @@ def prompt_links(
         recipes: of training, which are asked for by themselves: no other recipe of training then counts.
         base: the folder of the base.
         held: the fields of files that were read.
+        known: links that lie in no such file: rows, options.
     """
     links: dict[tuple[str, str], PromptLink] = {}
     for path in recipes:
         with suppress(GradienceError, OSError):
-            if (link := _recipe(path, held)) is not None and link.kind == "recipe":
+            if (link := _recipe(path, _fields(path, held))) is not None and link.kind == "recipe":
                 links[link.kind, link.where] = link
     asked = bool(links)
     for folder in folders:
         for link in _links_in(folder, held):
             if not (asked and link.kind == "recipe"):
                 links.setdefault((link.kind, link.where), link)
-    if base is not None and base.is_dir() and (link := _tokenizer(base, "base")) is not None:
+    of_base = _tokenizers(base, "base") if base is not None and base.is_dir() else ()
+    for link in (*of_base, *known):
         links.setdefault((link.kind, link.where), link)
     return tuple(links.values())
 
@@ -124,25 +154,25 @@ def _links_in(folder: Path, held: Mapping[Path, Mapping[str, Json]]) -> Iterator
         return
     # Of an adapter's folder whose weights lie elsewhere, too
     is_adapter = holds_adapter(folder) or (folder / CONFIG_NAME).is_file()
-    if (own := _tokenizer(folder, "tokenizer" if is_adapter else "merged")) is not None:
-        yield own
+    yield from _tokenizers(folder, "tokenizer" if is_adapter else "merged")
     for path in islice(sorted(folder.iterdir()), _MOST):
         link = None
         with suppress(
             GradienceError, OSError, UnicodeDecodeError, ValueError, SyntaxError, RecursionError, MemoryError
         ):
             if path.is_dir():
-                link = _tokenizer(path, "merged") if _MERGED.search(path.name) and not holds_adapter(path) else None
+                if _MERGED.search(path.name) and not holds_adapter(path):
+                    yield from _tokenizers(path, "merged")
             elif path.name.lower().partition(".")[0] == "modelfile":
                 link = _modelfile(path)
             elif path.suffix in _COMMANDS or path.name.startswith(("compose", "docker-compose")):
-                link = _command(path)
+                yield from _commands(path)
             elif path.suffix == ".py":
                 link = _script(path)
             elif path.suffix in _RECIPES and not path.name.startswith(
                 ("tokenizer", "adapter_", "special_", "config.j", STATE_NAME)
             ):
-                link = _recipe(path, held)
+                link = _recipe(path, _fields(path, held))
         if link is not None:
             yield link
 
@@ -151,23 +181,52 @@ def _text_of(path: Path) -> str:
     return read_small(path, most=_LARGEST, what="a template").decode("utf-8-sig")
 
 
-def _tokenizer(folder: Path, kind: LinkKind) -> PromptLink | None:
-    """What the tokenizer in a folder says; None if there is none, or if it cannot be read."""
-    path, jinja = folder / "tokenizer_config.json", folder / "chat_template.jinja"
+def _tokenizers(folder: Path, kind: LinkKind) -> Iterator[PromptLink]:
+    """What the tokenizer in a folder says, the template that a file beside it hides, and where generation ends."""
+    path, jinja, place = folder / "tokenizer_config.json", folder / "chat_template.jinja", folder.absolute().name
     if not path.is_file():
-        return None
+        return
     with suppress(GradienceError, OSError, UnicodeDecodeError):
-        fields = read_mapping(path)
-        return PromptLink(
+        fields, hidden = read_mapping(path), jinja.is_file()
+        link = PromptLink(
             kind=kind,
-            where=f"{path.name} in {folder.name}",
-            template=_text_of(jinja) if jinja.is_file() else _template(fields.get("chat_template")),
+            where=f"{path.name} in {place}",
+            template=_text_of(jinja) if hidden else _template(fields.get("chat_template")),
+            template_in=f"{jinja.name} in {place}" if hidden else "",
             eos=_token(fields.get("eos_token")),
             pad=_token(fields.get("pad_token")),
             bos=_token(fields.get("bos_token")),
-            adds_bos=fields["add_bos_token"] is True if "add_bos_token" in fields else None,
+            adds_bos=None if "add_bos_token" not in fields else "add_bos_token" * (fields["add_bos_token"] is True),
         )
-    return None
+        whole = _TokenizerFile()
+        with suppress(OSError, msgspec.MsgspecError):
+            text = read_small(folder / "tokenizer.json", most=_LARGEST_TOKENIZER, what="a tokenizer")
+            whole = decode_json(text, _TokenizerFile)
+            if link.adds_bos is None and link.bos is not None:
+                link = link._replace(adds_bos="tokenizer.json" * _begins_with(whole.post_processor, link.bos))
+        yield link
+        if hidden and fields.get("chat_template"):
+            yield PromptLink("passed over", link.where, template=_template(fields["chat_template"]))
+        ends = read_mapping(folder / "generation_config.json").get("eos_token_id")
+        names = {token.id: token.content for token in whole.added_tokens}
+        stops = [
+            names.get(one) if isinstance(one, int) else None for one in (ends if isinstance(ends, list) else [ends])
+        ]
+        if stops and None not in stops:
+            yield PromptLink("generation", f"generation_config.json in {place}", stops=tuple(map(str, stops)))
+
+
+def _begins_with(processor: Json, token: str) -> bool:
+    """Whether the post-processor of tokenizer.json puts a token before a text."""
+    if not isinstance(processor, dict):
+        return False
+    inner, single = processor.get("processors"), processor.get("single")
+    first = (
+        single[0].get("SpecialToken") if isinstance(single, list) and single and isinstance(single[0], dict) else None
+    )
+    return (isinstance(first, dict) and first.get("id") == token) or (
+        isinstance(inner, list) and any(_begins_with(one, token) for one in inner)
+    )
 
 
 def _template(value: Json) -> str:
@@ -183,9 +242,12 @@ def _token(value: Json) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _recipe(path: Path, held: Mapping[Path, Mapping[str, Json]]) -> PromptLink | None:
-    """What a recipe of LLaMA-Factory, ms-swift, Axolotl or TRL says; None if it names no template and no end token."""
-    fields = held[path] if path in held else read_mapping(path, most=_LARGEST_RECIPE)
+def _fields(path: Path, held: Mapping[Path, Mapping[str, Json]]) -> Mapping[str, Json]:
+    return held[path] if path in held else read_mapping(path, most=_LARGEST_RECIPE)
+
+
+def _recipe(path: Path, fields: Mapping[str, Json]) -> PromptLink | None:
+    """What a recipe or command of LLaMA-Factory, ms-swift, Axolotl or TRL says; None if it says nothing."""
     for program, key, own in (
         ("LLaMA-Factory", "template", ("model_name_or_path",)),
         ("ms-swift", "template", ("model", "model_type", "adapters")),
@@ -210,7 +272,7 @@ def _of_trl(path: Path, words: Mapping[str, str]) -> PromptLink:
     named, text = Path(words.get("chat_template_path", "")), None
     if named.parts and not named.is_absolute() and ".." not in named.parts:
         file = path.parent / named
-        folder = _tokenizer(file, "base")
+        folder = next(_tokenizers(file, "base"), None)
         text = _text_of(file) if file.is_file() else folder and folder.template
     return PromptLink(
         kind="recipe",
@@ -226,11 +288,12 @@ def _of_trl(path: Path, words: Mapping[str, str]) -> PromptLink:
 def _script(path: Path) -> PromptLink | None:
     """What a script in Python tells Unsloth or TRL in plain words of calls; None if it tells nothing."""
     text = _text_of(path)
-    if not any(name in text for name in _SAID):
+    if not any(name in text for name in (*_SAID, "apply_chat_template", _ALPACA)):
         return None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of a stranger's text, such as an invalid escape
-        calls = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)]
+        nodes = [*ast.walk(ast.parse(text))]
+    calls = [node for node in nodes if isinstance(node, ast.Call)]
     words: dict[str, str] = {}
     for call in calls:
         known = _SAID.get(_called(call), ())
@@ -238,12 +301,62 @@ def _script(path: Path) -> PromptLink | None:
             if word.arg in known and isinstance(word.value, ast.Constant) and isinstance(word.value.value, str):
                 words[str(word.arg)] = word.value.value
     trains = any(_called(call).endswith(("Trainer", "train_on_responses_only")) for call in calls)
-    answers, name = words.get("response_part", ""), words.get("chat_template", "")
-    if not words:
-        return None
-    if not name and not answers:
-        return _of_trl(path, words)
-    return PromptLink("recipe" if trains else "server", path.name, name=name, program="Unsloth", answers=answers)
+    answers, name, encodes = words.get("response_part", ""), words.get("chat_template", ""), _encodes(nodes)
+    if name or answers:
+        kind: LinkKind = "recipe" if trains else "server"
+        return PromptLink(kind, path.name, name=name, program="Unsloth", answers=answers, encodes=encodes)
+    if words:
+        return _of_trl(path, words)._replace(encodes=encodes)
+    texts = (one.value for one in nodes if isinstance(one, ast.Constant) and isinstance(one.value, str))
+    plain = (
+        next((one for one in texts if _ALPACA in one), None) if trains and "apply_chat_template" not in text else None
+    )
+    return PromptLink("recipe", path.name, template=plain, encodes=encodes) if plain or encodes else None
+
+
+def _encodes(nodes: Iterable[ast.AST]) -> str:
+    """The first call that gives what apply_chat_template wrote to the same tokenizer, which adds its own tokens."""
+    writers, held = set[str](), set[str]()
+    calls: list[ast.Call] = []
+    for node in nodes:
+        named: list[tuple[ast.AST, ast.AST]] = []
+        if isinstance(node, ast.Assign):
+            named = [(target, node.value) for target in node.targets]
+        elif isinstance(node, ast.Dict):
+            named = [(key, value) for key, value in zip(node.keys, node.values, strict=True) if key is not None]
+        elif isinstance(node, ast.Call):
+            calls.append(node)
+        for name, value in named:
+            if owners := _writers(value):
+                writers |= owners
+                held.add(_place(name))
+    for call in calls:
+        given = [*call.args[:1], *(word.value for word in call.keywords if word.arg == "text")]
+        is_told = any(word.arg in {"add_special_tokens", None} for word in call.keywords)
+        function = ast.unparse(call.func)
+        if not is_told and any(function in (writers if _place(one) in held else _writers(one)) for one in given):
+            return ast.unparse(call)
+    return ""
+
+
+def _writers(value: ast.AST) -> set[str]:
+    """The tokenizers whose apply_chat_template writes text in an expression."""
+    return {
+        ast.unparse(call.func.value)
+        for call in ast.walk(value)
+        if isinstance(call, ast.Call)
+        and isinstance(call.func, ast.Attribute)
+        and call.func.attr == "apply_chat_template"
+        and any(word.arg == "tokenize" and getattr(word.value, "value", None) is False for word in call.keywords)
+    }
+
+
+def _place(node: ast.AST) -> str:
+    """The name of a variable, or of a column; of a list of one, that of its element."""
+    while isinstance(node, ast.List) and len(node.elts) == 1:
+        node = node.elts[0]
+    inner = node.slice if isinstance(node, ast.Subscript) else node
+    return str(inner.value) if isinstance(inner, ast.Constant) else ast.unparse(inner)
 
 
 def _called(call: ast.Call) -> str:
@@ -281,13 +394,33 @@ def _modelfile(path: Path) -> PromptLink:
     )
 
 
-def _command(path: Path) -> PromptLink | None:
-    """What the command of a server says; None if it names no template."""
-    match = _CHAT_TEMPLATE.search(_text_of(path))
-    if match is None:
-        return None
-    named, file = match[2], path.parent / match[2]
-    where = f"--chat-template in {path.name}"
-    if file.is_file():
-        return PromptLink(kind="server", where=where, template=_text_of(file))
-    return PromptLink(kind="server", where=where, name=Path(named).stem.replace("-", "_"), program="server")
+def _commands(path: Path) -> Iterator[PromptLink]:
+    text = _COMMENT.sub("", _text_of(path))
+    for command in _COMMAND.split(text) if path.suffix in _COMMANDS else [text]:
+        yield from commanded(command, path.parent, path.name)
+
+
+def commanded(command: str, folder: Path, where: str) -> Iterator[PromptLink]:
+    """What a command says that trains or serves; `where` is its file, or the options that it was given as.
+
+    >>> next(commanded("swift sft --model org/m --dataset d --template llama3", Path(), "train.sh")).says
+    'template llama3 that begins turns with <|start_header_id|> (train.sh)'
+    """
+    flags: dict[str, Json] = {
+        match[1].replace("-", "_"): next((one for one in match.groups()[1:] if one is not None), "")
+        for match in _FLAG.finditer(command)
+        if "$" not in match[0]
+    }
+    if _TRAINERS.search(command):
+        if (link := _recipe(folder / where, flags)) is not None:
+            yield link
+        return
+    server, parser = _SERVERS.search(command), str(flags.get("tool_call_parser", ""))
+    named = str(flags.get("chat_template") or flags.get("chat_template_file") or "")
+    said = PromptLink("server", f"--chat-template in {where}" if named else where, program="server", parser=parser)
+    if not named and (server or parser):
+        yield said
+    elif named and (folder / named).is_file():
+        yield said._replace(template=_text_of(folder / named), program="")
+    elif named:
+        yield said._replace(name=Path(named).stem.replace("-", "_"))

@@ -14,15 +14,16 @@ import msgspec
 
 from gradience.configs.document import DataPlan, read_data_plan, read_labels
 from gradience.configs.settings import Layer
-from gradience.data import Columns, Shape, template_digest
+from gradience.data import Columns, Shape, Unusable, content_of, template_digest
 from gradience.data.encoder import Encoder, Pictures, Trainer
-from gradience.data.formats import recognise
+from gradience.data.formats import conversation, recognise
 from gradience.data.measure import TRL_LENGTH, MeasureSettings, RowCounter, RowCounts
 from gradience.data.overlap import EvalRows
 from gradience.data.programs import prepares
 from gradience.data.rows import Row, RowSource, UnusableRow
 from gradience.data.tokens import Masking, Tokeniser
 from gradience.errors import ConfigError, few
+from gradience.folder.prompts import PromptLink
 from gradience.rules import judge
 from gradience.rules.config import RULES
 from gradience.rules.data import DATA_RULES, ROW_TESTS
@@ -43,6 +44,7 @@ from gradience.verbs.check.run import (
     with_files,
 )
 
+_BEGINNING: Final = 100  # rows that show whether all begin with one system text
 _PEEK: Final = 20  # first rows among which a usable one must be found to show the format
 _MOST_COLUMNS: Final = 12  # columns that a finding names
 
@@ -402,8 +404,28 @@ def check_data(
     if whole.config != ConfigSnapshot():
         known, by_data = _with_data(whole, report), replace(given, task=given.task or report.trainer)
         checked = judged(known, by_data, folders, unwanted=of_config, around=when_of(whole, given.stated))
-        checked = with_files(checked, given, whole, unwanted)
+        checked = with_files(checked, given, whole, unwanted, _system(train, plan))
     return _joined(checked, report, unwanted)
+
+
+def _system(train: Path, plan: DataPlan) -> PromptLink | None:
+    """What the first rows say of the prompt: the system text that all of them begin with."""
+    read = [row for row in islice(RowSource(train).rows(), _BEGINNING) if not isinstance(row, UnusableRow)]
+    texts = {_system_of(plan.naming.standard(columns)) for _, columns in read}
+    where = f"the first {len(read)} rows of {train.name}"
+    return PromptLink("rows", where, system=texts.pop()) if len(texts) == 1 and len(read) > 1 else None
+
+
+def _system_of(row: Row) -> str:
+    """The system text of a row; empty if it has none, or is no conversation."""
+    if isinstance(row.get("system"), str):
+        return str(row["system"]).strip()
+    name = next((name for name in ("messages", "conversations", "prompt") if isinstance(row.get(name), list)), None)
+    try:
+        first = {} if name is None else conversation(row, name)[0]
+    except Unusable:
+        first = {}
+    return content_of(first).strip() if first.get("role") == "system" else ""
 
 
 def _joined(base: CheckReport, data: DataReport, unwanted: Mapping[str, str]) -> CheckReport:
