@@ -241,17 +241,6 @@ def _torn(text: str) -> str:
     return f"{text} and this goes on for a few more words until the end of the"
 
 
-def _foreign(some: Rows, _: str) -> Rows:
-    german = (
-        "Der Hund l\u00e4uft schnell \u00fcber die gr\u00fcne Wiese und sucht seit heute fr\u00fch seinen roten Ball."
-    )
-    english = "The dog runs quickly over the green field and has been looking for its red ball since this morning."
-    return [
-        {**every_answer(one, lambda _, i=i: german if i % 5 == 0 else english), "lang": "en"}
-        for i, one in enumerate(some)
-    ]
-
-
 _REWARD = """
 def is_right(prompts, completions, ground_truth, *, weight=1.0, trainer_state=None, **kwargs):
     return [weight * (truth in text) for truth, text in zip(ground_truth, completions, strict=True)]
@@ -377,7 +366,6 @@ DEFECTS: dict[str, Defect] = {
     "rows that contradict": Defect("DAT340", (*PREFERENCES, *KTO, "classification"), _against),
     "rows that nearly repeat": Defect("DAT313", ANSWERED, _nearly),
     "a question of the evaluation set": Defect("DAT314", ("messages", *PAIRS), options={"eval": "other"}),
-    "another language": Defect("DAT346", ("messages", *PAIRS), _foreign),
     "labels of the next token": Defect("DAT347", ("tokenised",), _all(_shifted)),
     "ids of another tokenizer": Defect("DAT348", ("tokenised",), _some(_alien)),
     "padding in the loss": Defect("DAT349", ("tokenised",), _some(_padded)),

@@ -6,9 +6,10 @@ import msgspec
 from tables import every
 
 from gradience.blocks.text import printed
+from gradience.rules import judge
 from gradience.rules.weights import health
 from gradience.rules.weights.ranks import candidates, disagreements, rank_pattern, rank_rules, suggest
-from gradience.rules.weights.rules import judge_adapter
+from gradience.rules.weights.rules import WEIGHTS_RULES
 from gradience.schema.audit import (
     AUDIT_SCHEMA_ID,
     AuditReport,
@@ -90,8 +91,8 @@ def test_the_seeds_lines_stand_verbatim_and_in_order():
 
 
 def noted():
-    """The readings of these modules: a low utilization, and the default alpha."""
-    return judge_adapter(report([module(i, alpha=8.0) for i in range(12)]), alpha=8.0, r=16).told
+    """The reading of these modules: a low utilization."""
+    return judge(WEIGHTS_RULES, report([module(i, alpha=8.0) for i in range(12)])).told
 
 
 RESIZE = "Next: gradience resize runs/toy/peft"

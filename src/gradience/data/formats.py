@@ -132,8 +132,7 @@ def canonical(row: Mapping[str, Json], shape: Shape, *, chat: bool, trl: bool) -
         passed["pictured"] = True
     if row.get("videos") or row.get("audios"):
         passed["media"] = True
-    stated = next((row[name] for name in ("language", "lang") if isinstance(row.get(name), str)), None)
-    return {**columns, **passed, **({} if stated is None else {"language": stated})}
+    return {**columns, **passed}
 
 
 def _is_picture(value: Json) -> bool:

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Mapping
 from functools import cache, cached_property
 from heapq import heappush, heappushpop
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
@@ -48,13 +48,6 @@ _WORDS: Final = 4  # words from which a sentence is no formula such as "the answ
 _OPENING: Final = 6  # words of an answer's beginning that are compared
 _SURE: Final = 0.95  # probability from which the language of an answer is taken
 _LONG: Final = 60  # characters from which a language can be told
-_CODES: Final[dict[str, str]] = dict(
-    re.findall(
-        r"(\w+)=(\w+)",
-        "english=en german=de deutsch=de deu=de ger=de french=fr spanish=es spa=es italian=it portuguese=pt por=pt "
-        "dutch=nl russian=ru chinese=zh zho=zh japanese=ja jpn=ja korean=ko",
-    )
-)
 # A question that speaks of a language may ask for it.
 _TONGUE: Final = re.compile(
     r"translat|tradu[czi]|\u00fcbersetz|\u043f\u0435\u0440\u0435\u0432\u043e\u0434|\u7ffb\u8bd1|\u7ffb\u8a33|\u7ffb\u8b6f|language|sprache|langue|idioma|lingua"
@@ -169,7 +162,7 @@ class RowSample:
         self._numbers: dict[int, list[int]] = {}
         self._rows = 0
         self._pairing, self._questions, self._lengths = _Pairing(), _Longest(), _Longest()
-        self._stated, self._foreign = Counter[str](), dict[str, list[int]]()
+        self._asked, self._foreign = 0, list[int]()
 
     def add(self, number: int, columns: Columns, *, repeats: bool) -> None:
         """Take a row, and whether it repeats an earlier one."""
@@ -233,26 +226,22 @@ class RowSample:
         return _classifier(LanguageIdentifier, MODEL_FILE)
 
     def _take_languages(self, number: int, answer: str, columns: Columns) -> None:
-        """Compare the language of an answer with the one that its row states, and with the question's."""
-        if len(answer) < _LONG:
+        """Compare the language of an answer with that of its question."""
+        question = _question_of(columns)
+        if not (_is_prose(question) and _is_prose(answer)):
             return
-        stated, question = columns.get("language"), _question_of(columns)
-        code = _code_of(stated) if isinstance(stated, str) else ""
-        for kind, known in (("stated", bool(code)), ("asked", _is_prose(question) and _is_prose(answer))):
-            # Counted without py3langid, too: by it the report says what could not be judged.
-            self._stated[kind] += known
-            if known and self._identify is not None:
-                wanted, sure = (code, 1.0) if kind == "stated" else self._identify(question)
-                likeliest, probability = self._identify(answer)
-                if likeliest != wanted and min(sure, probability) >= _SURE:
-                    self._foreign.setdefault(kind, []).append(number)
+        self._asked += 1  # counted without py3langid, too: by it the report says what could not be judged
+        if self._identify is not None:
+            (wanted, sure), (likeliest, probability) = self._identify(question), self._identify(answer)
+            if likeliest != wanted and min(sure, probability) >= _SURE:
+                self._foreign.append(number)
 
-    def languages(self, kind: Literal["stated", "asked"]) -> Languages:
-        """Rows whose answer is in another language than the row states, or than its question."""
-        lacking, rows = self._stated[kind] and self._identify is None, self._foreign.get(kind, [])
+    def languages(self) -> Languages:
+        """Rows whose answer is in another language than their question."""
+        lacking = self._asked and self._identify is None
         return Languages(
-            stated=self._stated[kind],
-            rows=Rows(count=len(rows), first=rows[:_FIRST]),
+            stated=self._asked,
+            rows=Rows(count=len(self._foreign), first=self._foreign[:_FIRST]),
             reason="languages need py3langid: in the clone: pip install -e '.[data]'" if lacking else "",
         )
 
@@ -323,9 +312,3 @@ def _phrases(answer: str) -> set[int]:
     if len(words) > _OPENING:
         pieces.add(" ".join(words[:_OPENING]))
     return {zlib.crc32(one.encode("utf-8", "replace")) for one in pieces if len(_SPELT.findall(one)) >= _WORDS}
-
-
-def _code_of(language: str) -> str:
-    """The two letters of a stated language, such as `en` for English, eng or en-US; else empty."""
-    stated = language.strip().lower()
-    return _CODES.get(stated, stated[:2] if len(stated.partition("-")[0].partition("_")[0]) in {2, 3} else "")

@@ -10,7 +10,7 @@ import ast
 import os
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
@@ -27,9 +27,7 @@ from gradience.errors import GradienceError
 from gradience.io.reading import decode_json, read_small
 from gradience.schema import Json
 
-LinkKind: TypeAlias = Literal[
-    "recipe", "rows", "tokenizer", "base", "merged", "passed over", "generation", "export", "modelfile", "server"
-]
+LinkKind: TypeAlias = Literal["recipe", "rows", "tokenizer", "base", "merged", "export", "modelfile", "server"]
 
 _MOST: Final = 200  # files of a folder that are looked at
 _LARGEST: Final = 1 << 20  # bytes of a template or a Modelfile
@@ -46,7 +44,7 @@ _INSTRUCTION: Final = re.compile(
 _SAID: Final = {  # the words of a script that are read, by the function that takes them: Unsloth's, and TRL's
     "get_chat_template": ("chat_template",),
     "train_on_responses_only": ("response_part",),
-    "SFTConfig": ("chat_template_path", "eos_token", "pad_token"),
+    "SFTConfig": ("chat_template_path", "eos_token"),
 }
 _COMMENT: Final = re.compile(r"^\s*#.*$", re.MULTILINE)
 _COMMAND: Final = re.compile(r"(?<!\\)\n")  # where a command of a shell ends
@@ -73,14 +71,17 @@ class PromptLink(NamedTuple):
     model: str = ""
     """The model that a recipe names, without the folders before it."""
     eos: str | None = None
-    pad: str | None = None
     bos: str | None = None
     adds_bos: str | None = None
     """What says that the tokenizer puts BOS before a text; empty if it does not."""
     system: str | None = None
     stops: tuple[str, ...] = ()
+    ends: tuple[str, ...] = ()
+    """The end tokens of the generation_config.json beside a tokenizer, if all are known by name."""
     template_in: str = ""
     """The file that holds the template, if it is another one."""
+    hidden: str = ""
+    """The template of tokenizer_config.json that such a file goes before."""
     parser: str = ""
     """The server's parser of calls of tools."""
     encodes: str = ""
@@ -104,15 +105,10 @@ class PromptLink(NamedTuple):
         return f"{what}{begins} ({self.template_in or self.where})"
 
 
-class _Token(msgspec.Struct):
-    id: int
-    content: str
-
-
 class _TokenizerFile(msgspec.Struct):
     """What is read of tokenizer.json."""
 
-    added_tokens: list[_Token] = []
+    added_tokens: list[dict[str, Json]] = []
     post_processor: Json = None
 
 
@@ -143,8 +139,8 @@ def prompt_links(
         for link in _links_in(folder, held):
             if not (asked and link.kind == "recipe"):
                 links.setdefault((link.kind, link.where), link)
-    of_base = _tokenizers(base, "base") if base is not None and base.is_dir() else ()
-    for link in (*of_base, *known):
+    of_base = _tokenizer(base, "base") if base is not None and base.is_dir() else None
+    for link in (*([] if of_base is None else [of_base]), *known):
         links.setdefault((link.kind, link.where), link)
     return tuple(links.values())
 
@@ -154,19 +150,19 @@ def _links_in(folder: Path, held: Mapping[Path, Mapping[str, Json]]) -> Iterator
         return
     # Of an adapter's folder whose weights lie elsewhere, too
     is_adapter = holds_adapter(folder) or (folder / CONFIG_NAME).is_file()
-    yield from _tokenizers(folder, "tokenizer" if is_adapter else "merged")
+    if (own := _tokenizer(folder, "tokenizer" if is_adapter else "merged")) is not None:
+        yield own
     for path in islice(sorted(folder.iterdir()), _MOST):
         link = None
         with suppress(
             GradienceError, OSError, UnicodeDecodeError, ValueError, SyntaxError, RecursionError, MemoryError
         ):
             if path.is_dir():
-                if _MERGED.search(path.name) and not holds_adapter(path):
-                    yield from _tokenizers(path, "merged")
+                link = _tokenizer(path, "merged") if _MERGED.search(path.name) and not holds_adapter(path) else None
             elif path.name.lower().partition(".")[0] == "modelfile":
                 link = _modelfile(path)
             elif path.suffix in _COMMANDS or path.name.startswith(("compose", "docker-compose")):
-                yield from _commands(path)
+                yield from commanded(_text_of(path), path.parent, path.name)
             elif path.suffix == ".py":
                 link = _script(path)
             elif path.suffix in _RECIPES and not path.name.startswith(
@@ -181,52 +177,53 @@ def _text_of(path: Path) -> str:
     return read_small(path, most=_LARGEST, what="a template").decode("utf-8-sig")
 
 
-def _tokenizers(folder: Path, kind: LinkKind) -> Iterator[PromptLink]:
-    """What the tokenizer in a folder says, the template that a file beside it hides, and where generation ends."""
+def _tokenizer(folder: Path, kind: LinkKind) -> PromptLink | None:
+    """What the tokenizer in a folder says; None if there is none, or if it cannot be read."""
     path, jinja, place = folder / "tokenizer_config.json", folder / "chat_template.jinja", folder.absolute().name
     if not path.is_file():
-        return
+        return None
     with suppress(GradienceError, OSError, UnicodeDecodeError):
-        fields, hidden = read_mapping(path), jinja.is_file()
-        link = PromptLink(
-            kind=kind,
-            where=f"{path.name} in {place}",
-            template=_text_of(jinja) if hidden else _template(fields.get("chat_template")),
-            template_in=f"{jinja.name} in {place}" if hidden else "",
-            eos=_token(fields.get("eos_token")),
-            pad=_token(fields.get("pad_token")),
-            bos=_token(fields.get("bos_token")),
-            adds_bos=None if "add_bos_token" not in fields else "add_bos_token" * (fields["add_bos_token"] is True),
-        )
-        whole = _TokenizerFile()
+        fields, whole, is_apart = read_mapping(path), _TokenizerFile(), jinja.is_file()
         with suppress(OSError, msgspec.MsgspecError):
             text = read_small(folder / "tokenizer.json", most=_LARGEST_TOKENIZER, what="a tokenizer")
             whole = decode_json(text, _TokenizerFile)
-            if link.adds_bos is None and link.bos is not None:
-                link = link._replace(adds_bos="tokenizer.json" * _begins_with(whole.post_processor, link.bos))
-        yield link
-        if hidden and fields.get("chat_template"):
-            yield PromptLink("passed over", link.where, template=_template(fields["chat_template"]))
-        ends = read_mapping(folder / "generation_config.json").get("eos_token_id")
-        names = {token.id: token.content for token in whole.added_tokens}
-        stops = [
-            names.get(one) if isinstance(one, int) else None for one in (ends if isinstance(ends, list) else [ends])
-        ]
-        if stops and None not in stops:
-            yield PromptLink("generation", f"generation_config.json in {place}", stops=tuple(map(str, stops)))
+        bos, inside, adds = _token(fields.get("bos_token")), _template(fields.get("chat_template")), None
+        if "add_bos_token" in fields:
+            adds = "add_bos_token" if fields["add_bos_token"] is True else ""
+        elif bos is not None and whole.post_processor is not None:
+            adds = "tokenizer.json" if _begins_with(whole.post_processor, bos) else ""
+        return PromptLink(
+            kind=kind,
+            where=f"{path.name} in {place}",
+            template=_text_of(jinja) if is_apart else inside,
+            template_in=f"{jinja.name} in {place}" if is_apart else "",
+            hidden=inside if is_apart else "",
+            eos=_token(fields.get("eos_token")),
+            bos=bos,
+            adds_bos=adds,
+            ends=_ends(folder / "generation_config.json", whole),
+        )
+    return None
+
+
+def _ends(path: Path, tokenizer: _TokenizerFile) -> tuple[str, ...]:
+    """The tokens at which a generation config ends; none if one of them has no name here."""
+    ids = read_mapping(path).get("eos_token_id") if path.is_file() else None
+    names = {token.get("id"): str(token.get("content")) for token in tokenizer.added_tokens}
+    found = [
+        names.get(one, "") for one in (ids if isinstance(ids, list) else [ids]) if not isinstance(one, list | dict)
+    ]
+    return tuple(found) if all(found) else ()
 
 
 def _begins_with(processor: Json, token: str) -> bool:
     """Whether the post-processor of tokenizer.json puts a token before a text."""
-    if not isinstance(processor, dict):
-        return False
-    inner, single = processor.get("processors"), processor.get("single")
-    first = (
-        single[0].get("SpecialToken") if isinstance(single, list) and single and isinstance(single[0], dict) else None
-    )
-    return (isinstance(first, dict) and first.get("id") == token) or (
-        isinstance(inner, list) and any(_begins_with(one, token) for one in inner)
-    )
+    match processor:
+        case {"single": [{"SpecialToken": {"id": first}}, *_]}:
+            return bool(first == token)
+        case {"processors": [*inner]}:
+            return any(_begins_with(one, token) for one in inner)
+    return False
 
 
 def _template(value: Json) -> str:
@@ -272,7 +269,7 @@ def _of_trl(path: Path, words: Mapping[str, str]) -> PromptLink:
     named, text = Path(words.get("chat_template_path", "")), None
     if named.parts and not named.is_absolute() and ".." not in named.parts:
         file = path.parent / named
-        folder = next(_tokenizers(file, "base"), None)
+        folder = _tokenizer(file, "base")
         text = _text_of(file) if file.is_file() else folder and folder.template
     return PromptLink(
         kind="recipe",
@@ -281,7 +278,6 @@ def _of_trl(path: Path, words: Mapping[str, str]) -> PromptLink:
         name="" if text else named.name,
         program="TRL",
         eos=words.get("eos_token"),
-        pad=words.get("pad_token"),
     )
 
 
@@ -307,34 +303,24 @@ def _script(path: Path) -> PromptLink | None:
         return PromptLink(kind, path.name, name=name, program="Unsloth", answers=answers, encodes=encodes)
     if words:
         return _of_trl(path, words)._replace(encodes=encodes)
-    texts = (one.value for one in nodes if isinstance(one, ast.Constant) and isinstance(one.value, str))
-    plain = (
-        next((one for one in texts if _ALPACA in one), None) if trains and "apply_chat_template" not in text else None
-    )
+    constants = [one.value for one in nodes if isinstance(one, ast.Constant) and trains]
+    plain = next((one for one in constants if isinstance(one, str) and _ALPACA in one), None)
+    plain = None if "apply_chat_template" in text else plain
     return PromptLink("recipe", path.name, template=plain, encodes=encodes) if plain or encodes else None
 
 
-def _encodes(nodes: Iterable[ast.AST]) -> str:
+def _encodes(nodes: Sequence[ast.AST]) -> str:
     """The first call that gives what apply_chat_template wrote to the same tokenizer, which adds its own tokens."""
-    writers, held = set[str](), set[str]()
-    calls: list[ast.Call] = []
+    pairs = [(target, node.value) for node in nodes if isinstance(node, ast.Assign) for target in node.targets]
     for node in nodes:
-        named: list[tuple[ast.AST, ast.AST]] = []
-        if isinstance(node, ast.Assign):
-            named = [(target, node.value) for target in node.targets]
-        elif isinstance(node, ast.Dict):
-            named = [(key, value) for key, value in zip(node.keys, node.values, strict=True) if key is not None]
-        elif isinstance(node, ast.Call):
-            calls.append(node)
-        for name, value in named:
-            if owners := _writers(value):
-                writers |= owners
-                held.add(_place(name))
-    for call in calls:
+        if isinstance(node, ast.Dict):
+            pairs += [(key, value) for key, value in zip(node.keys, node.values, strict=True) if key is not None]
+    held = {_place(name): writers for name, value in pairs if (writers := _writers(value))}
+    for call in (node for node in nodes if isinstance(node, ast.Call)):
         given = [*call.args[:1], *(word.value for word in call.keywords if word.arg == "text")]
         is_told = any(word.arg in {"add_special_tokens", None} for word in call.keywords)
-        function = ast.unparse(call.func)
-        if not is_told and any(function in (writers if _place(one) in held else _writers(one)) for one in given):
+        writers = {name for one in given for name in held.get(_place(one), _writers(one))}
+        if not is_told and ast.unparse(call.func) in writers:
             return ast.unparse(call)
     return ""
 
@@ -352,11 +338,13 @@ def _writers(value: ast.AST) -> set[str]:
 
 
 def _place(node: ast.AST) -> str:
-    """The name of a variable, or of a column; of a list of one, that of its element."""
-    while isinstance(node, ast.List) and len(node.elts) == 1:
-        node = node.elts[0]
-    inner = node.slice if isinstance(node, ast.Subscript) else node
-    return str(inner.value) if isinstance(inner, ast.Constant) else ast.unparse(inner)
+    """The name of a variable or of a column; of a list of one, that of its element."""
+    match node:
+        case ast.List(elts=[only]):
+            return _place(only)
+        case ast.Subscript(slice=ast.Constant(value=name)) | ast.Constant(value=name):
+            return str(name)
+    return ast.unparse(node)
 
 
 def _called(call: ast.Call) -> str:
@@ -394,33 +382,27 @@ def _modelfile(path: Path) -> PromptLink:
     )
 
 
-def _commands(path: Path) -> Iterator[PromptLink]:
-    text = _COMMENT.sub("", _text_of(path))
-    for command in _COMMAND.split(text) if path.suffix in _COMMANDS else [text]:
-        yield from commanded(command, path.parent, path.name)
-
-
-def commanded(command: str, folder: Path, where: str) -> Iterator[PromptLink]:
-    """What a command says that trains or serves; `where` is its file, or the options that it was given as.
+def commanded(text: str, folder: Path, where: str) -> Iterator[PromptLink]:
+    """What commands say that train or serve; `where` is their file, or the options that they were given as.
 
     >>> next(commanded("swift sft --model org/m --dataset d --template llama3", Path(), "train.sh")).says
     'template llama3 that begins turns with <|start_header_id|> (train.sh)'
     """
-    flags: dict[str, Json] = {
-        match[1].replace("-", "_"): next((one for one in match.groups()[1:] if one is not None), "")
-        for match in _FLAG.finditer(command)
-        if "$" not in match[0]
-    }
-    if _TRAINERS.search(command):
-        if (link := _recipe(folder / where, flags)) is not None:
-            yield link
-        return
-    server, parser = _SERVERS.search(command), str(flags.get("tool_call_parser", ""))
-    named = str(flags.get("chat_template") or flags.get("chat_template_file") or "")
-    said = PromptLink("server", f"--chat-template in {where}" if named else where, program="server", parser=parser)
-    if not named and (server or parser):
-        yield said
-    elif named and (folder / named).is_file():
-        yield said._replace(template=_text_of(folder / named), program="")
-    elif named:
-        yield said._replace(name=Path(named).stem.replace("-", "_"))
+    for command in _COMMAND.split(_COMMENT.sub("", text)) if where.endswith((".sh", ".bash")) else [text]:
+        flags: dict[str, Json] = {
+            match[1].replace("-", "_"): match[2] or match[3] or match[4] or ""
+            for match in _FLAG.finditer(command)
+            if "$" not in match[0]
+        }
+        if _TRAINERS.search(command):
+            trained = _recipe(folder / where, flags)
+            yield from () if trained is None else (trained,)
+            continue
+        named = str(flags.get("chat_template") or flags.get("chat_template_file") or "")
+        said = PromptLink("server", where, program="server", parser=str(flags.get("tool_call_parser", "")))
+        if named and (folder / named).is_file():
+            said = said._replace(where=f"--chat-template in {where}", template=_text_of(folder / named), program="")
+        elif named:
+            said = said._replace(where=f"--chat-template in {where}", name=Path(named).stem.replace("-", "_"))
+        if named or said.parser or _SERVERS.search(command):
+            yield said

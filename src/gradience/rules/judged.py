@@ -40,7 +40,7 @@ from gradience.rules.log import DETECTED, DETECTORS, detect
 from gradience.rules.log.account import account
 from gradience.rules.log.facts import DEFAULT_GAP, RunFacts
 from gradience.rules.log.learning import learning
-from gradience.rules.weights.rules import ADAPTER_RULES, judge_adapter, too_large
+from gradience.rules.weights.rules import ADAPTER_RULES, WEIGHTS_RULES, too_large
 from gradience.schema.audit import AuditReport
 from gradience.schema.diagnose import Cause, Piece, PieceSource, SourceKind
 from gradience.schema.document import SEVERITIES, Finding, by_severity
@@ -193,11 +193,7 @@ def judge_weights(documents: Documents, report: AuditReport, *, base: BaseWeight
         report: the audit of its adapter, without findings.
         base: the base that was given, open.
     """
-    opened = documents.adapter.take()
-    config = opened.adapter.config
-    is_lora = opened.adapter.format == "peft" and config.peft_type in {"LORA", None} and not opened.is_unscaled
-    alpha, r = (config.lora_alpha, config.r) if is_lora else (None, None)
-    own = judge_adapter(report, alpha=alpha, r=r, modules_to_save=config.modules_to_save or [])
+    own = judge(WEIGHTS_RULES, report)
     if not report.weights_path:
         return own
     from gradience.rules.between.gathered import gather  # numpy, where weights lie

@@ -125,9 +125,9 @@ class Longest(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class Languages(msgspec.Struct, kw_only=True, frozen=True):
-    """Rows whose answer is in another language than their column `language` or `lang` states, or their question."""
+    """Rows whose answer is in another language than their question."""
 
-    stated: Annotated[NonNegativeInt, about("Rows compared: a language is known, and the answer is long.")] = 0
+    stated: Annotated[NonNegativeInt, about("Rows compared: question and answer are long enough to tell.")] = 0
     rows: Rows = Rows()
     reason: Annotated[str, about("Why they were not compared; else empty.")] = ""
 
@@ -211,8 +211,7 @@ class DataReport(msgspec.Struct, kw_only=True, frozen=True):
     longest_questions: Longest = Longest()
     longest_answers: Longest = Longest()
     near: NearRows | None = None
-    languages: Languages = Languages()
-    answered: Annotated[Languages, about("Rows whose answer is in another language than the question.")] = Languages()
+    answered: Languages = Languages()
     parts_joined: Annotated[
         bool, about("Whether the template takes text only, so that the parts of a message were joined.")
     ] = False

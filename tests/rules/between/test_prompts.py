@@ -237,8 +237,8 @@ FAULTY += [
         "PRM503",
         adapter() | {"tokenizer.json": IDS, "generation_config.json": {"eos_token_id": 0}},
         (
-            "the end token is <|im_end|> in tokenizer_config.json in run, and generation_config.json in run ends at "
-            "<|endoftext|>: generate() of transformers goes on after <|im_end|>"
+            "the end token is <|im_end|> in tokenizer_config.json in run, and the generation_config.json beside "
+            "tokenizer_config.json in run ends at <|endoftext|>: generate() of transformers goes on after <|im_end|>"
         ),
     ),
     (

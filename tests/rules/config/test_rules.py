@@ -877,21 +877,6 @@ ENTRIES: dict[str, Entry] = {
         ],
         abstains=[On(lora(), says="the config.json of the base is not at hand (--base)")],
     ),
-    "QNT002": Entry(
-        fires=[
-            On(
-                lora(),
-                typed("llama", quant_method="gptq"),
-                says="PEFT cannot merge the adapter into a base in gptq",
-                values={"quant_method": "gptq"},
-                action="serve the adapter beside the base, or merge it into the model in 16 bits that the base was "
-                "made from",
-            ),
-            On(lora(), typed("llama", quant_method="fp8"), says="PEFT cannot merge the adapter into a base in fp8"),
-        ],
-        silent=[On(lora(), typed("llama", quant_method="bitsandbytes")), On(lora(), typed("llama"))],
-        abstains=[On(lora(), says="the config.json of the base is not at hand (--base)")],
-    ),
     "REC001": Entry(
         fires=[
             On(

@@ -264,8 +264,6 @@ def test_a_data_set_without_a_fault_has_no_finding() -> None:
         ("DAT313", near(100), "warning", {}),
         ("DAT314", {"overlap": {"eval_rows": 9, "other_answer": {"count": 1}}}, "warning",
          {"overlap": {"eval_rows": 9}}),
-        ("DAT346", {"languages": {"stated": 100, "rows": {"count": 5}}}, "warning",
-         {"languages": {"stated": 100, "rows": {"count": 4}}}),
         ("DAT305", seen(cut=50), "warning", seen({"keeps_overflow": True}, cut=50)),
         ("DAT347", seen(TOKENISED, labels_differ=10, labels_shifted=6), "error", seen(TOKENISED, labels_differ=9)),
         ("DAT347", seen(TOKENISED, labels_differ=10, labels_shifted=5), "warning", {}),

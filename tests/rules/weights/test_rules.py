@@ -6,13 +6,13 @@ import pytest
 from audited import module, report
 from tables import every
 
+from gradience.rules import judge
 from gradience.rules.weights import at_risk, health, observe_verdict
-from gradience.rules.weights.rules import WEIGHTS_RULES, judge_adapter
+from gradience.rules.weights.rules import WEIGHTS_RULES
 from gradience.schema.audit import (
     AuditSummary,
     BaseComparison,
     BaseReport,
-    Intruders,
     LedgerEntry,
     LeftoverReason,
     MergeSurvival,
@@ -53,12 +53,12 @@ def sized(size, **fields):
     return report(module(), summary=summary, **fields)
 
 
-def found(full, **own):
-    return {item.id: item for item in judge_adapter(full, **own).told}
+def found(full):
+    return {item.id: item for item in judge(WEIGHTS_RULES, full).told}
 
 
-def reasons(full, **own):
-    return {item.id: item.reason for item in judge_adapter(full, **own).not_run}
+def reasons(full):
+    return {item.id: item.reason for item in judge(WEIGHTS_RULES, full).not_run}
 
 
 # --- health ------------------------------------------------------------------------------------------------------
@@ -210,68 +210,48 @@ def in_codes(changed):
     return report(module(base=compared(cosine=0.99), relative_frobenius=1e-2), base=base)
 
 
-def intruding(**counts):
-    rows = [
-        module(name, relative_frobenius=1e-2, base=compared(cosine=0.99, intruders=Intruders(
-            k=10, eps=0.5, count=n, counts={"0.5": n}, undecided=0, method="exact", converged=True)))
-        for name, n in counts.items()
-    ]  # fmt: skip
-    total = sum(counts.values())
-    return report(*rows, base=beside(2, intruder_total=total, intruder_modules=sum(n > 0 for n in counts.values())))
-
-
-def alpha(of_module, **fields):
-    return report(module(alpha=of_module, scaling=0.125, **fields))
-
-
 @every(
-    ("rule", "full", "own", "severity", "values", "says"),
+    ("rule", "full", "severity", "values", "says"),
     [
-        ("SIZ215", sized(3.1), {}, "warning", {"update_size": 3.1}, ""),
-        ("SIZ215", sized(3.0), {}, "info", {"update_size": 3.0}, ""),
-        ("SIZ215", sized(1.21), {}, "info", {"update_size": 1.21}, ""),
-        ("SIZ215", sized(3.1, base=beside(0)), {}, "warning", {"update_size": 3.1}, ""),  # nothing was compared
-        ("LED205", report(module(), ledger=ledger(full_module=0.5, lora_pair=0.5)), {}, "info", {"share": 0.5},
-         "50% of this file is full module, not LoRA."),
-        ("LED205", report(module(), ledger=ledger(full_module=0.4, bias=0.1, token_rows=0.3)), {}, "info", None,
-         "80% of this file is full module and token rows, not LoRA."),
-        ("NUM209", report(module(), not_analysed=[*left(LeftoverReason.FACTOR_MISSING, 4), *left(None)]), {}, "error",
+        ("SIZ215", sized(3.1), "warning", {"update_size": 3.1}, ""),
+        ("SIZ215", sized(3.0), "info", {"update_size": 3.0}, ""),
+        ("SIZ215", sized(1.21), "info", {"update_size": 1.21}, ""),
+        ("SIZ215", sized(3.1, base=beside(0)), "warning", {"update_size": 3.1}, ""),  # nothing was compared
+        ("NUM209", report(module(), not_analysed=[*left(LeftoverReason.FACTOR_MISSING, 4), *left(None)]), "error",
          {"modules": 4}, "4 modules have one factor only (first: layers.0.q): the file is incomplete."),
-        ("SCL206", report(module("a"), module("b", r=16, config_r=4)), {}, "warning", {"modules": 1},
+        ("SCL206", report(module("a"), module("b", r=16, config_r=4)), "warning", {"modules": 1},
          "(first: b, r=16 on disk, 4 by the config)"),
-        ("SCL207", report(module(), unmatched_patterns=["a", "b", "c", "d"]), {}, "warning",
+        ("SCL207", report(module(), unmatched_patterns=["a", "b", "c", "d"]), "warning",
          {"patterns": ["a", "b", "c", "d"]},
          "4 keys of rank_pattern or alpha_pattern match no module: 'a', 'b', 'c' and 1 more."),
-        ("SCL207", report(module(), unmatched_patterns=["a"] * 21), {}, "warning", {"patterns": ["a"] * 20}, ""),
-        ("SCL207", report(module(), unmatched_patterns=["a", "b", "c"]), {}, "warning", None, "'a', 'b', 'c'."),
-        ("SCL208", alpha(8.0), {"alpha": 8.0, "r": 9}, "info", {"lora_alpha": 8, "r": 9, "scaling": 0.125},
-         "lora_alpha is at PEFT's default of 8 with r=9: the update is scaled by s=0.125."),
-        ("MRG210", LOSES, {}, "warning", {"modules": 2, "worst": "worst"},
+        ("SCL207", report(module(), unmatched_patterns=["a"] * 21), "warning", {"patterns": ["a"] * 20}, ""),
+        ("SCL207", report(module(), unmatched_patterns=["a", "b", "c"]), "warning", None, "'a', 'b', 'c'."),
+        ("MRG210", LOSES, "warning", {"modules": 2, "worst": "worst"},
          ("Merging into bfloat16 would lose part of the update in 2 of 3 modules: in worst it changes 25% of its "
           "entries, and what the merge adds has cosine 0.40 with the update.")),
-        ("MRG210", stored("BF16", "F32"), {}, "warning", None, ""),
-        ("MRG210", stored("F32", "F16"), {}, "warning", None, ""),
-        ("MRG210", stored("F32", "F32"), {}, "info", None, ""),
-        ("BAS211", report(module("a"), module("b"), base=beside(0, not_compared=missed(7))), {}, "error",
+        ("MRG210", stored("BF16", "F32"), "warning", None, ""),
+        ("MRG210", stored("F32", "F16"), "warning", None, ""),
+        ("MRG210", stored("F32", "F32"), "info", None, ""),
+        ("BAS211", report(module("a"), module("b"), base=beside(0, not_compared=missed(7))), "error",
          {"compared": 0, "not_compared": 7}, "m4: no weight 4 and 2 more."),
-        ("BAS211", report(module("a"), module("b"), base=beside(1, not_compared=missed(7))), {}, "warning",
+        ("BAS211", report(module("a"), module("b"), base=beside(1, not_compared=missed(7))), "warning",
          {"compared": 1, "not_compared": 7}, "Only 1 of 9 modules"),
-        ("BAS211", report(module("a"), module("m0"), base=beside(0, not_compared=missed(7, "no such"))), {}, "error",
+        ("BAS211", report(module("a"), module("m0"), base=beside(0, not_compared=missed(7, "no such"))), "error",
          None, "None of 8 modules could be compared with the base: m0 and 6 more: no such."),
-        ("BAS211", report(module("m0"), base=beside(0, not_compared=missed(2, "in such", "damaged_codes"))), {},
+        ("BAS211", report(module("m0"), base=beside(0, not_compared=missed(2, "in such", "damaged_codes"))),
          "error", None, "m0 and 1 more: in such"),
-        ("BAS217", report(module("m0"), base=beside(0, not_compared=missed(2, "in such", "unread_codes"))), {},
+        ("BAS217", report(module("m0"), base=beside(0, not_compared=missed(2, "in such", "unread_codes"))),
          "info", None, "m0 and 1 more not compared with the base, whose weights are in such."),
-        *(("BAS216", holds(held), {}, "warning", {"held": held},
+        *(("BAS216", holds(held), "warning", {"held": held},
            f"hold this update once already (<W, dW> / norm(dW)^2 is {held:.2f})") for held in (1.0, 1.25, 0.75)),
-        ("BAS216", holds(1.75), {}, "warning", {"held": 1.75}, "hold this update twice already"),
-        ("BAS216", holds(1.0, 0.25 / 3), {}, "warning", {"held": 1.0}, ""),
-        ("BAS218", in_codes(0.49), {}, "info", {"lost": 0.51, "cosine": 0.25}, ""),
-        ("BAS218", in_codes(0.0), {}, "info", {"lost": 1.0, "cosine": 0.25}, ""),
+        ("BAS216", holds(1.75), "warning", {"held": 1.75}, "hold this update twice already"),
+        ("BAS216", holds(1.0, 0.25 / 3), "warning", {"held": 1.0}, ""),
+        ("BAS218", in_codes(0.49), "info", {"lost": 0.51, "cosine": 0.25}, ""),
+        ("BAS218", in_codes(0.0), "info", {"lost": 1.0, "cosine": 0.25}, ""),
     ],
 )  # fmt: skip
-def test_a_rule_speaks_of_its_case_alone(rule, full, own, severity, values, says):
-    findings = found(full, **own)
+def test_a_rule_speaks_of_its_case_alone(rule, full, severity, values, says):
+    findings = found(full)
     assert set(findings) == {rule}
     assert findings[rule].severity == severity
     assert values is None or findings[rule].values == values
@@ -279,32 +259,22 @@ def test_a_rule_speaks_of_its_case_alone(rule, full, own, severity, values, says
 
 
 @every(
-    ("rule", "full", "own"),
+    ("rule", "full"),
     [
-        ("SIZ215", sized(1.2), {}),
-        ("SIZ215", sized(31.0, base=beside(relative_frobenius=0.5)), {}),  # beside its base the relative size decides
-        ("LED205", report(module(), ledger=ledger(full_module=0.499, lora_pair=0.501)), {}),
-        ("LED205", report(module(), ledger=ledger(full_module=0.9)), {"modules_to_save": ["classifier"]}),
-        ("LED205", report(module(), ledger=ledger(magnitude=0.5, scale=0.5)), {}),
-        *(("NUM209", report(module(), not_analysed=left(cause)), {})
+        ("SIZ215", sized(1.2)),
+        ("SIZ215", sized(31.0, base=beside(relative_frobenius=0.5))),  # beside its base the relative size decides
+        *(("NUM209", report(module(), not_analysed=left(cause)))
           for cause in (*set(LeftoverReason) - {LeftoverReason.FACTOR_MISSING}, None)),
-        ("SCL208", report(module()), {"alpha": 16.0, "r": 8}),
-        ("SCL208", alpha(8.0), {"alpha": 8.0, "r": 8}),
-        ("SCL208", alpha(9.0), {"alpha": 9.0, "r": 64}),
-        ("SCL208", alpha(8.0), {"alpha": 9.0, "r": 64}),
-        ("SCL208", alpha(16.0), {"alpha": 8.0, "r": 64}),
-        ("SCL208", alpha(8.0), {"alpha": 8.0, "r": None}),
-        ("SCL208", alpha(8.0, alpha_pattern="q"), {"alpha": 8.0, "r": 64}),  # set on purpose
-        ("MRG210", report(*LOSES.modules), {}),
-        *(("BAS216", holds(held), {}) for held in (1.26, 0.74, 2.26, 3.0, 0.0, -1.0)),
-        ("BAS216", holds(1.0, 0.0834), {}),
-        ("BAS216", holds(1.0, None), {}),
-        ("BAS216", holds(1.0, n=3), {}),
-        ("BAS218", in_codes(0.5), {}),
+        ("MRG210", report(*LOSES.modules)),
+        *(("BAS216", holds(held)) for held in (1.26, 0.74, 2.26, 3.0, 0.0, -1.0)),
+        ("BAS216", holds(1.0, 0.0834)),
+        ("BAS216", holds(1.0, None)),
+        ("BAS216", holds(1.0, n=3)),
+        ("BAS218", in_codes(0.5)),
     ],
 )  # fmt: skip
-def test_a_rule_is_silent_beside_its_threshold(rule, full, own):
-    assert found(full, **own) == {}, rule
+def test_a_rule_is_silent_beside_its_threshold(rule, full):
+    assert found(full) == {}, rule
 
 
 LACKING = report(ledger=[], health=health([], peft_type="IA3"))
@@ -314,17 +284,17 @@ NO_MODULE = "no module was analysed: peft_type IA3 is recognised, not analysed"
 @every(
     ("rules", "full", "reason"),
     [
-        ("NUM201 TRN202 SIZ215 SCL206 SCL207 SCL208", LACKING, NO_MODULE),
-        ("LED205 NUM209", LACKING, "no tensor was read"),
+        ("NUM201 TRN202 SIZ215 SCL206 SCL207", LACKING, NO_MODULE),
+        ("NUM209", LACKING, "no tensor was read"),
         ("MRG210 BAS211", report(*alike(4)), "no base model was given (--base)"),
         ("RND203", LACKING, "needs 4 measured modules of rank 4 or more; there are 0"),
         ("RND203", report(*alike(3)), "needs 4 measured modules of rank 4 or more; there are 3"),
         ("RND203", report(*alike(4, r=3)), "needs 4 measured modules of rank 4 or more; there are 0"),
         ("RND203", report(*alike(4), optimizer="muon"),
          "muon orthogonalises its steps: lora_B is flat whatever it learnt"),
-        ("SCL207 SCL208", report(module(), format="kohya"),
+        ("SCL207", report(module(), format="kohya"),
          "PEFT's LoraConfig does not describe it (kohya, no type)"),
-        ("SCL207 SCL208", report(module(), peft_type="LOHA"), "PEFT's LoraConfig does not describe it (peft, LOHA)"),
+        ("SCL207", report(module(), peft_type="LOHA"), "PEFT's LoraConfig does not describe it (peft, LOHA)"),
         ("BAS216", holds(1.0, n=3), "needs 4 modules of plain LoRA beside their base's weights; there are 3"),
     ],
 )  # fmt: skip
@@ -405,13 +375,13 @@ def test_a_low_utilization_is_not_read_of_an_update_that_is_almost_zero(norm, co
 
 
 def test_every_finding_carries_evidence_and_the_gravest_come_first():
-    findings = judge_adapter(everything(), alpha=8.0, r=64).told
-    order = ["NUM201", "NUM209", "BAS211", "SCL206", "SCL207", "LED205", "SCL208"]
+    findings = judge(WEIGHTS_RULES, everything()).told
+    order = ["NUM201", "NUM209", "BAS211", "SCL206", "SCL207"]
     assert [item.id for item in findings] == order
     assert all(item.evidence and item.confidence is not None for item in findings)
 
 
 @pytest.mark.parametrize("full", [everything(), report(ledger=[], health=health([]))], ids=["all", "no tensor"])
 def test_no_rule_both_finds_something_and_is_not_judged(full):
-    assert found(full, alpha=8.0, r=64).keys() & reasons(full, alpha=8.0, r=64).keys() == set()
+    assert found(full).keys() & reasons(full).keys() == set()
     assert "NUM201" in found(full)

@@ -94,13 +94,13 @@ def _other_form(links: Links) -> Iterator[Observation]:
     Source: transformers/tokenization_utils_base.py:PreTrainedTokenizerBase._from_pretrained@5.24.0 -- a file of the
         template goes before the field of tokenizer_config.json
     """
-    for hidden in _of(links, "passed over"):
-        file = next(link for link in links if link.where == hidden.where and link.template_in)
-        if file.form is not None and hidden.form not in {None, file.form}:
+    for link in links:
+        other = link._replace(template=link.hidden, template_in="")
+        if link.form is not None and other.form not in {None, link.form}:
             yield Observation(
-                f"{file.says} lies beside {hidden.says}: transformers takes the former, and what reads only "
+                f"{link.says} lies beside {other.says}: transformers takes the former, and what reads only "
                 "tokenizer_config.json the latter",
-                {"taken": file.template_in, "passed_over": hidden.where},
+                {"taken": link.template_in, "passed_over": link.where},
             )
     trained = _trained(links)
     # A recipe's template need not be the saved tokenizer's, which a server applies
@@ -162,12 +162,12 @@ def _other_end(links: Links) -> Iterator[Observation]:
                 f"the end token is {trained.eos} in {trained.where}, and {link.eos} in {link.where}",
                 {"trained": trained.eos, "served": link.eos},
             )
-    for link in _of(links, "generation"):
-        if not {trained.eos, trained.form and trained.form.ends} & {*link.stops}:
+    for link in _of(links, "tokenizer", "merged", "base"):
+        if link.ends and not {trained.eos, trained.form and trained.form.ends} & {*link.ends}:
             yield Observation(
-                f"the end token is {trained.eos} in {trained.where}, and {link.where} ends at {', '.join(link.stops)}: "
-                f"generate() of transformers goes on after {trained.eos}",
-                {"trained": trained.eos, "served": list(link.stops)},
+                f"the end token is {trained.eos} in {trained.where}, and the generation_config.json beside "
+                f"{link.where} ends at {', '.join(link.ends)}: generate() of transformers goes on after {trained.eos}",
+                {"trained": trained.eos, "served": list(link.ends)},
             )
     for link in _of(links, "modelfile"):
         form = link.form

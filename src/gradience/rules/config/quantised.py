@@ -1,4 +1,4 @@
-"""What transformers and PEFT refuse to do beside a base whose weights are stored in codes (QNT001, QNT002)."""
+"""What transformers and PEFT refuse to train beside a base whose weights are stored in codes (QNT001)."""
 
 from __future__ import annotations
 
@@ -12,16 +12,11 @@ QUANTIZERS = cite(
     "transformers 5.24, quantizers/ (read)", "is_trainable of each; the Trainer refuses where it is false"
 )
 LAYERS = cite("PEFT 0.21.2, tuners/lora/ (read)", "layers of GPTQ, AWQ, AQLM, EETQ and INC have no merge, or refuse it")
-FP8_LAYER = cite(
-    "PEFT 0.21.2 beside transformers 5.24's FP8Linear (run)",
-    "merge_and_unload ends in RuntimeError: promotion of float8",
-)
 
 _UNTRAINED: Final = frozenset(
     {"mxfp4", "nvfp4", "fbgemm_fp8", "auto-round", "higgs", "metal", "quark", "spqr", "vptq"}  # of quantization_config
 )
 _DEQUANTISED: Final = {"mxfp4": "Mxfp4Config(dequantize=True)"}  # what loads it in 16 bits instead
-_UNMERGED: Final = frozenset({"gptq", "awq", "aqlm", "eetq", "inc", "fp8"})
 _WITHOUT_DORA: Final = frozenset({"gptq", "awq", "aqlm", "eetq"})
 
 
@@ -68,29 +63,4 @@ def _not_trained(facts: Facts) -> Iterator[Observation]:
         )
 
 
-@LoraRule(
-    "QNT002",
-    severity="info",
-    confidence=0.9,
-    needs=(LORA, AN_ADAPTER),
-    settings=("model_name",),
-    evidence=(LAYERS, FP8_LAYER),
-)
-def _not_merged(facts: Facts) -> Observation | None:
-    """cannot be merged into this base
-
-    the base's config.json names a quantisation into which PEFT merges no LoRA
-
-    Why: An engine or a file format that wants one whole model cannot be given this one.
-    Scope: PEFT's merge_and_unload; a base whose config.json is at hand
-    Action: serve the adapter beside the base, or merge it into the model in 16 bits that the base was made from
-    Verify: call merge_and_unload on the untrained adapter
-    Source: peft/tuners/lora/gptq.py:GPTQLoraLinear@0.21.2 -- has no merge
-    """
-    method = _method(facts)
-    if method not in _UNMERGED:
-        return None
-    return Observation(f"PEFT cannot merge the adapter into a base in {method}", {"quant_method": method})
-
-
-RULES: Final = (_not_trained, _not_merged)
+RULES: Final = (_not_trained,)

@@ -1,4 +1,4 @@
-"""Rules on answers and on rows beside each other: repetition, refusals, cut ends, pairs, near rows, languages."""
+"""Rules on answers and on rows beside each other: repetition, refusals, cut ends, pairs, near rows."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Final
 from gradience.data import text_of
 from gradience.data.asked import AskedRow, RowTests, row_test
 from gradience.rules import Observation, Threshold, Unknown
-from gradience.rules.data.content import SAME_ANSWER, SLIPS, SOME, DataRule, counted, on_rows, seen_in, share, values
+from gradience.rules.data.content import SAME_ANSWER, SLIPS, DataRule, counted, on_rows, seen_in, share, values
 from gradience.schema import Severity
 from gradience.schema.reports import DataReport
 
@@ -158,33 +158,6 @@ def _conflict(data: DataReport) -> Iterator[Observation]:
         yield on_rows(data, rows, says)
 
 
-@DataRule(
-    "DAT346",
-    severity="warning",
-    confidence=0.7,
-    thresholds=(SOME,),
-)
-def _languages(data: DataReport) -> Iterator[Observation]:
-    """another language than stated
-
-    {some} of the rows have an answer in another language than their column language or lang states
-
-    Why: The model learns to change language.
-    Scope: rows with a column language or lang; answers of 60 characters and more
-    Action: remove these rows, or correct the column
-    Verify: their text (--set show_rows=true)
-    Source: definition -- the language that py3langid finds, where it is sure
-    """
-    languages = data.languages
-    if languages.reason or not languages.stated:
-        raise Unknown(languages.reason or "no row states its language (a column language or lang)")
-    if share(languages.rows, languages.stated) >= SOME.value:
-        yield Observation(
-            f"{counted(languages.rows, languages.stated)} have an answer in another language than they state",
-            values(languages.rows, languages.stated),
-        )
-
-
 @row_test
 def thought_open(row: AskedRow) -> bool:
     """An answer begins a thought, and does not end it."""
@@ -213,7 +186,6 @@ RULES = (
     _equal,
     _length_bias,
     _conflict,
-    _languages,
     _thinks_on,
 )
 

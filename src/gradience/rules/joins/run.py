@@ -151,7 +151,6 @@ JOINS: Final[tuple[Correlation, ...]] = (
         hints=(
             Needs("log", ("zero_update", "plateau", "at_chance")),
             Needs("config", ("low_rate", "few_steps", "long_warmup", "missed_targets", "default_targets")),
-            Needs("weights", ("small_scaling",)),
             Needs("config", ("idle_targets",)),
         ),
         messages=(
@@ -178,7 +177,7 @@ JOINS: Final[tuple[Correlation, ...]] = (
             Needs("log", silent=("no_learning", "vanished_gradient"), says="the loss falls and gradients flow"),
             Needs("weights", ("untrained",)),
         ),
-        hints=(Needs("log", ("zero_update",)), Needs("weights", ("mostly_other",))),
+        hints=(Needs("log", ("zero_update",)),),
         messages=(Message(("log", "weights"), "The loss fell, yet {zero}: what was trained is not in this file."),),
         seen=(
             cite(

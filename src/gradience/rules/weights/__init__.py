@@ -1,8 +1,7 @@
 """The verdict on an adapter as a whole, before any number about it, and the rules on an adapter beside its base.
 
 The verdicts are: trained, untrained, broken, larger than its base, or like random numbers. The verdict is part of the
-audit's report, and NUM201, TRN202, RND203 and SIZ215 turn it into findings. `AdapterFacts` is the input of all rules on
-weights.
+audit's report, and NUM201, TRN202, RND203 and SIZ215 turn it into findings.
 
 The rules beside a base (a 16-bit merge that rounds the update away, a wrong base, intruder dimensions) need an audit
 with `--base`. Without one they are listed as not judged.
@@ -117,16 +116,6 @@ _OF_MODULES: Final = frozenset(LeftoverReason) - {
 _HALF: Final = frozenset({"BF16", "F16"})  # dtypes as safetensors names them
 
 
-class AdapterFacts(NamedTuple):
-    """An audit, with lora_alpha and r of the config before any pattern; both None in other formats than PEFT's."""
-
-    report: AuditReport
-    alpha: float | None = None
-    r: int | None = None
-    modules_to_save: tuple[str, ...] = ()
-    """Modules that the config wants saved whole, so that a head among them is intended."""
-
-
 class FindingOverride(NamedTuple):
     """What differs from the rule's usual severity, confidence or action in the finding that reports one verdict."""
 
@@ -140,7 +129,7 @@ Verdicts: TypeAlias = Mapping[str, FindingOverride]
 
 
 @dataclass(frozen=True, kw_only=True)
-class WeightsRule(Rule[AdapterFacts]):
+class WeightsRule(Rule[AuditReport]):
     """A rule that `gradience audit` applies to an adapter's weights.
 
     Attributes:
@@ -152,9 +141,9 @@ class WeightsRule(Rule[AdapterFacts]):
 
 
 @premise("modules were analysed")
-def modules_analysed(facts: AdapterFacts) -> str | None:
+def modules_analysed(report: AuditReport) -> str | None:
     """Need of a rule on modules: the reason why no module was analysed, or None."""
-    return None if facts.report.modules else f"no module was analysed: {facts.report.health.reason}"
+    return None if report.modules else f"no module was analysed: {report.health.reason}"
 
 
 def health(
@@ -356,8 +345,8 @@ def _loss(module: ModuleAudit) -> _Loss | None:
 
 
 @premise("a base model was given")
-def _base(facts: AdapterFacts) -> str | None:
-    return None if facts.report.base is not None else "no base model was given (--base)"
+def _base(report: AuditReport) -> str | None:
+    return None if report.base is not None else "no base model was given (--base)"
 
 
 @WeightsRule(
@@ -368,7 +357,7 @@ def _base(facts: AdapterFacts) -> str | None:
     needs=(_base,),
     thresholds=(SURVIVAL_BFLOAT16, SURVIVAL_FLOAT16, SURVIVAL_COSINE),
 )
-def _merge_loss(facts: AdapterFacts) -> Observation | None:
+def _merge_loss(report: AuditReport) -> Observation | None:
     """a 16-bit merge that loses the update
 
     norm(dW) / norm(W) under {survival_bfloat16} for bfloat16 ({survival_float16} for float16), or what the merge
@@ -384,7 +373,7 @@ def _merge_loss(facts: AdapterFacts) -> Observation | None:
         1e-4 keeps .21
     Source: this adapter and base -- computed entry by entry, rounding as the merge does
     """
-    modules = facts.report.modules
+    modules = report.modules
     risky = [(loss, module) for module in modules if (loss := _loss(module)) is not None]
     if not risky:
         return None
@@ -401,7 +390,7 @@ def _merge_loss(facts: AdapterFacts) -> Observation | None:
 
 
 @WeightsRule("BAS211", severity="error", confidence=0.95, groups=("weights_and_base",), needs=(_base,))
-def _not_compared(facts: AdapterFacts) -> Observation | None:
+def _not_compared(report: AuditReport) -> Observation | None:
     """a base that does not fit
 
     modules have no weight of their name and shape in the base; an error where none has
@@ -412,14 +401,14 @@ def _not_compared(facts: AdapterFacts) -> Observation | None:
     Verify: Load the adapter on that base with PEFT.
     Source: arithmetic -- B A of another shape cannot be added to W
     """
-    base = facts.report.base
+    base = report.base
     missed = [] if base is None else [item for item in base.not_compared if item.cause != "unread_codes"]
     if base is None or not missed:
         return None
     by_reason = {item.reason: [m.name for m in missed if m.reason == item.reason] for item in missed}
     named = few([f"{few(names, 1)}: {reason}" for reason, names in by_reason.items()], _SHOWN, "; ")
     damaged = any(item.cause == "damaged_codes" for item in missed)
-    nothing, known = base.compared == 0, {m.name for m in facts.report.modules}
+    nothing, known = base.compared == 0, {m.name for m in report.modules}
     total = len(known | {item.name for item in missed})
     return Observation(
         f"{'None' if nothing else f'Only {base.compared}'} of {total} modules could be compared "
@@ -436,7 +425,7 @@ def _not_compared(facts: AdapterFacts) -> Observation | None:
 
 
 @WeightsRule("BAS217", severity="info", confidence=0.95, groups=("weights_and_base",), needs=(_base,))
-def _unread(facts: AdapterFacts) -> Observation | None:
+def _unread(report: AuditReport) -> Observation | None:
     """a base in codes of an unknown format
 
     a module's weight is no float, and its tensors are those of no format that is read here
@@ -447,7 +436,7 @@ def _unread(facts: AdapterFacts) -> Observation | None:
     Verify: Look at quantization_config in the base's config.json.
     Source: arithmetic -- a base that cannot be read cannot be compared
     """
-    base = facts.report.base
+    base = report.base
     unread = [] if base is None else [item for item in base.not_compared if item.cause == "unread_codes"]
     if not unread:
         return None
@@ -460,8 +449,8 @@ def _unread(facts: AdapterFacts) -> Observation | None:
 
 
 @premise("the base's weights are in codes that are read here")
-def _in_codes(facts: AdapterFacts) -> str | None:
-    if facts.report.base is not None and facts.report.base.in_codes_cosine_median is not None:
+def _in_codes(report: AuditReport) -> str | None:
+    if report.base is not None and report.base.in_codes_cosine_median is not None:
         return None
     return "no weight of the base is in codes"
 
@@ -474,7 +463,7 @@ def _in_codes(facts: AdapterFacts) -> str | None:
     needs=(_base, _in_codes),
     thresholds=(CODES_LOST,),
 )
-def _lost_in_codes(facts: AdapterFacts) -> Observation | None:
+def _lost_in_codes(report: AuditReport) -> Observation | None:
     """a merge back into the base's codes that loses the update
 
     more than {codes_lost} of the codes stay as they are if W + dW is rounded to them
@@ -486,7 +475,7 @@ def _lost_in_codes(facts: AdapterFacts) -> Observation | None:
     Source: this adapter and base -- computed code by code, with the base's scales and zero points
     Source: peft/tuners/lora/bnb.py:Linear4bit.merge@0.21.2 -- warns that a merge into 4 bits rounds
     """
-    base = facts.report.base
+    base = report.base
     if base is None or base.in_codes_changed_median is None or base.in_codes_cosine_median is None:
         return None
     lost = 1.0 - base.in_codes_changed_median
@@ -500,8 +489,8 @@ def _lost_in_codes(facts: AdapterFacts) -> Observation | None:
 
 
 @premise("enough modules of plain LoRA were compared with the base")
-def _enough_plain(facts: AdapterFacts) -> str | None:
-    able = sum(m.base is not None and m.base.held is not None for m in facts.report.modules)
+def _enough_plain(report: AuditReport) -> str | None:
+    able = sum(m.base is not None and m.base.held is not None for m in report.modules)
     if able >= HELD_MODULES.value:
         return None
     return f"needs {HELD_MODULES.value:g} modules of plain LoRA beside their base's weights; there are {able}"
@@ -515,7 +504,7 @@ def _enough_plain(facts: AdapterFacts) -> str | None:
     needs=(_base, _enough_plain),
     thresholds=(HELD_NEAR, HELD_ERRORS, HELD_MODULES),
 )
-def _held(facts: AdapterFacts) -> Observation | None:
+def _held(report: AuditReport) -> Observation | None:
     """a base that holds the adapter already
 
     sum <W, dW> / sum norm(dW)^2 is within {held_near} of 1 or 2, and {held_errors} of its standard errors are no
@@ -530,7 +519,7 @@ def _held(facts: AdapterFacts) -> Observation | None:
     Source: measured, 19 adapters of 5 models -- beside the base that they were trained on it is -.03 to .11; merged
         into it once more 1 is added
     """
-    base = facts.report.base
+    base = report.base
     if base is None or base.held is None or base.held_error is None:
         return None
     near, times = HELD_NEAR.value, round(base.held)
@@ -545,7 +534,7 @@ def _held(facts: AdapterFacts) -> Observation | None:
     )
 
 
-BASE_RULES: Final[tuple[Rule[AdapterFacts], ...]] = (
+BASE_RULES: Final[tuple[Rule[AuditReport], ...]] = (
     _merge_loss,
     _not_compared,
     _unread,

@@ -6,12 +6,11 @@ the base model are in `health`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Final
 
 from gradience.errors import few
-from gradience.rules import Observation, Rule, Sign, Threshold, Unknown, Verdict, cite, judge, premise
+from gradience.rules import Observation, Rule, Sign, Unknown, cite, premise
 from gradience.rules.between.rules import BETWEEN_RULES
 from gradience.rules.weights import (
     BASE_RULES,
@@ -26,7 +25,6 @@ from gradience.rules.weights import (
     RANDOM_SHARE,
     THE_FILE,
     USUAL_SIZE,
-    AdapterFacts,
     FindingOverride,
     Verdicts,
     WeightsRule,
@@ -36,9 +34,6 @@ from gradience.rules.weights import (
 )
 from gradience.rules.weights.utilization import under_used
 from gradience.schema.audit import AuditReport, LeftoverReason
-
-MOSTLY_OTHER = Threshold("mostly_other", 0.5, "share of the file's bytes", "definition: more than half")
-ALPHA_DEFAULT = Threshold("alpha_default", 8, "lora_alpha", "PEFT's LoraConfig")
 
 _SHOWN: Final = 3  # grounds of a finding
 _KEPT: Final = 20  # names among the values
@@ -78,7 +73,7 @@ def observe_size(size: float | None) -> Observation | None:
     needs=(modules_analysed,),
     thresholds=(OVERSIZED, LARGE_SIZE, USUAL_SIZE),
 )
-def too_large(facts: AdapterFacts) -> Observation | None:
+def too_large(report: AuditReport) -> Observation | None:
     """an update as large as the weights
 
     with a base, the norm of all updates is over {oversized} times that of the weights; without a base, over
@@ -95,10 +90,10 @@ def too_large(facts: AdapterFacts) -> Observation | None:
         base's norm, one whose training diverged 29 times
     Source: arithmetic -- an update as large as the weights leaves less of them than it adds
     """
-    base = facts.report.base
+    base = report.base
     if base is None or base.relative_frobenius is None:
-        return observe_size(facts.report.summary.update_size)
-    observation = _of_health(_OVERSIZED, facts)
+        return observe_size(report.summary.update_size)
+    observation = _of_health(_OVERSIZED, report)
     if observation is None or not base.intruder_total:
         return observation
     says = f"{base.intruder_total} intruder dimensions in {base.intruder_modules} modules"
@@ -106,8 +101,8 @@ def too_large(facts: AdapterFacts) -> Observation | None:
     return replace(observation, confidence=0.97, evidence=(*observation.evidence, witness))
 
 
-def _of_health(verdicts: Verdicts, facts: AdapterFacts) -> Observation | None:
-    return observe_verdict(verdicts, facts.report.health.verdict, facts.report.health.reason)
+def _of_health(verdicts: Verdicts, report: AuditReport) -> Observation | None:
+    return observe_verdict(verdicts, report.health.verdict, report.health.reason)
 
 
 @WeightsRule(
@@ -118,7 +113,7 @@ def _of_health(verdicts: Verdicts, facts: AdapterFacts) -> Observation | None:
     verdicts=_BROKEN,
     signs=("not_finite", Sign("lost_weights", frozenset({"broken"}))),
 )
-def non_finite(facts: AdapterFacts) -> Observation | None:
+def non_finite(report: AuditReport) -> Observation | None:
     """weights that are not finite
 
     a module's factors hold NaN or infinity, or the file holds no adapter tensor
@@ -129,19 +124,19 @@ def non_finite(facts: AdapterFacts) -> Observation | None:
     Verify: Load the adapter and compare its outputs with the base model's.
     Seen: https://github.com/kohya-ss/musubi-tuner/issues/26 -- all weights are NaN; trained in fp16
     """
-    observation = _of_health(_BROKEN, facts)
-    if observation is None and (lacking := modules_analysed(facts)) is not None:
+    observation = _of_health(_BROKEN, report)
+    if observation is None and (lacking := modules_analysed(report)) is not None:
         raise Unknown(lacking)  # a file without any adapter tensor was already found broken above
     return observation
 
 
 @premise("tensors were read")
-def _tensors(facts: AdapterFacts) -> str | None:
-    return None if facts.report.ledger else "no tensor was read"
+def _tensors(report: AuditReport) -> str | None:
+    return None if report.ledger else "no tensor was read"
 
 
 @WeightsRule("NUM209", severity="error", confidence=0.95, signs=("incomplete_file",), needs=(_tensors,))
-def _lone_factor(facts: AdapterFacts) -> Observation | None:
+def _lone_factor(report: AuditReport) -> Observation | None:
     """one factor without the other
 
     a module has lora_A without lora_B, or the reverse
@@ -152,7 +147,7 @@ def _lone_factor(facts: AdapterFacts) -> Observation | None:
     Verify: Load it with PEFT, which names the keys that are missing.
     Source: arithmetic -- B A needs both factors
     """
-    lone = [item for item in facts.report.not_analysed if item.cause is LeftoverReason.FACTOR_MISSING]
+    lone = [item for item in report.not_analysed if item.cause is LeftoverReason.FACTOR_MISSING]
     if not lone:
         return None
     return Observation(
@@ -163,7 +158,7 @@ def _lone_factor(facts: AdapterFacts) -> Observation | None:
 
 
 @WeightsRule("SCL206", severity="warning", confidence=0.9, signs=("unlike_ranks",), needs=(modules_analysed,))
-def _rank_mismatch(facts: AdapterFacts) -> Observation | None:
+def _rank_mismatch(report: AuditReport) -> Observation | None:
     """another rank on disk than in the config
 
     a module's factors have another rank than the config gives it
@@ -174,7 +169,7 @@ def _rank_mismatch(facts: AdapterFacts) -> Observation | None:
     Verify: Load it with PEFT: a shape mismatch says the same.
     Seen: https://github.com/NVIDIA-NeMo/Automodel/pull/3834 -- the file has rank 4 where the config says 8
     """
-    modules = facts.report.modules
+    modules = report.modules
     wrong = [m for m in modules if m.config_r is not None]
     if not wrong:
         return None
@@ -192,7 +187,7 @@ def _rank_mismatch(facts: AdapterFacts) -> Observation | None:
     severity="warning",
     confidence=0.9,
 )
-def _unmatched(facts: AdapterFacts) -> Observation | None:
+def _unmatched(report: AuditReport) -> Observation | None:
     r"""patterns that match no module
 
     a key of rank_pattern or alpha_pattern matches no module in the file
@@ -203,10 +198,10 @@ def _unmatched(facts: AdapterFacts) -> Observation | None:
     Verify: model.named_modules(): no name ends with the key.
     Source: peft/utils/other.py:get_pattern_key@0.21.2 -- re.match(rf"(.*\.)?({key})$", path)
     """
-    patterns = facts.report.unmatched_patterns
+    patterns = report.unmatched_patterns
     if not patterns:
         # Asked only here and not a need: a pattern without a module is a fault also where no module was analysed
-        if (lacking := _peft_lora(facts)) is not None:
+        if (lacking := _peft_lora(report)) is not None:
             raise Unknown(lacking)
         return None
     return Observation(
@@ -216,92 +211,25 @@ def _unmatched(facts: AdapterFacts) -> Observation | None:
 
 
 @premise("PEFT's LoraConfig describes the adapter")
-def _peft_lora(facts: AdapterFacts) -> str | None:
-    report = facts.report
-    if (lacking := modules_analysed(facts)) is not None:
+def _peft_lora(report: AuditReport) -> str | None:
+    if (lacking := modules_analysed(report)) is not None:
         return lacking
     if report.format == "peft" and report.peft_type in {None, "LORA"}:
         return None
     return f"PEFT's LoraConfig does not describe it ({report.format}, {report.peft_type or 'no type'})"
 
 
-@WeightsRule(
-    "SCL208",
-    severity="info",
-    reading=True,
-    confidence=0.5,
-    signs=("small_scaling",),
-    needs=(_peft_lora,),
-    thresholds=(ALPHA_DEFAULT,),
-)
-def _default_alpha(facts: AdapterFacts) -> Observation | None:
-    """lora_alpha at its default
-
-    lora_alpha is {alpha_default} and r is above it
-
-    Why: s = alpha / r shrinks as r grows: a rank above 8 at the default alpha scales the update down.
-    Scope: LoRA with PEFT's defaults
-    Action: If alpha was never set on purpose, this adapter is weaker than its rank suggests.
-    Verify: See the training script; evaluate with lora_alpha set to what was meant.
-    Source: huggingface/lerobot#3551 -- r=64 with the default alpha gave s=0.125, and a policy that hardly moved
-        until alpha was 64
-    """
-    default = ALPHA_DEFAULT.value
-    at_default = [m for m in facts.report.modules if m.alpha == default and m.alpha_pattern is None]
-    if facts.alpha != default or facts.r is None or facts.r <= default or not at_default:
-        return None
-    size = at_default[0].scaling
-    return Observation(
-        f"lora_alpha is at PEFT's default of {default:g} with r={facts.r}: the update is scaled by s={float(size):g}.",
-        {"lora_alpha": default, "r": facts.r, "scaling": size},
-    )
-
-
-@WeightsRule(
-    "LED205",
-    severity="info",
-    reading=True,
-    confidence=1.0,
-    signs=("mostly_other",),
-    needs=(_tensors,),
-    thresholds=(MOSTLY_OTHER,),
-)
-def _mostly_other(facts: AdapterFacts) -> Observation | None:
-    """mostly tensors other than LoRA factors
-
-    at least {mostly_other} of the file's bytes are neither LoRA factors nor DoRA magnitudes, nor modules that the
-    config names in modules_to_save
-
-    Why: An embedding or a head that was saved along makes a small adapter a large file.
-    Scope: any adapter's file; a new head can be larger than a small adapter, as intended
-    Action: If that is not intended, look at bias, modules_to_save and save_embedding_layers.
-    Verify: The table of what is in the file, at the end of the audit.
-    """
-    meant = {"lora_pair", "other_kind", "magnitude", "scale", *(["full_module"] if facts.modules_to_save else [])}
-    other = [entry for entry in facts.report.ledger if entry.role not in meant]
-    share = sum(entry.share for entry in other)
-    if share < MOSTLY_OTHER.value or not facts.report.modules:
-        return None
-    names = " and ".join(entry.role.replace("_", " ") for entry in sorted(other, key=lambda e: -e.bytes)[:2])
-    size = sum(entry.bytes for entry in other)
-    return Observation(
-        f"{share:.0%} of this file is {names}, not LoRA.",
-        {"share": share},
-        evidence=(cite(THE_FILE, f"{size} bytes are no LoRA factor"),),
-    )
-
-
 @premise("enough measured modules of the rank that the condition names")
-def _many_modules(facts: AdapterFacts) -> str | None:
-    able = sum(m.r >= RANDOM_RANK.value and m.stable_rank is not None for m in facts.report.modules)
+def _many_modules(report: AuditReport) -> str | None:
+    able = sum(m.r >= RANDOM_RANK.value and m.stable_rank is not None for m in report.modules)
     if able >= RANDOM_MODULES.value:
         return None
     return f"needs {RANDOM_MODULES.value:g} measured modules of rank {RANDOM_RANK.value:g} or more; there are {able}"
 
 
 @premise("an optimizer that leaves flat spectra was not used")
-def _flatness_tells(facts: AdapterFacts) -> str | None:
-    name = facts.report.optimizer
+def _flatness_tells(report: AuditReport) -> str | None:
+    name = report.optimizer
     return f"{name} orthogonalises its steps: lora_B is flat whatever it learnt" if is_flattening(name) else None
 
 
@@ -319,7 +247,7 @@ def _flatness_tells(facts: AdapterFacts) -> str | None:
     needs=(modules_analysed,),
     thresholds=(NEAR_UNTRAINED, HARDLY_TRAINED, HARDLY_MOVED),
 )
-def zero_update(facts: AdapterFacts) -> Observation | None:
+def zero_update(report: AuditReport) -> Observation | None:
     """an update of zero
 
     the update of all modules is exactly zero; of some of them it is zero, or its norm under {hardly_trained} times
@@ -334,7 +262,7 @@ def zero_update(facts: AdapterFacts) -> Observation | None:
     Seen: public repositories -- adapters whose B is 0
     Source: LoRA, arXiv 2106.09685 -- B starts at zero, so an update of zero means that no step was taken
     """
-    return _of_health(_ZERO, facts)
+    return _of_health(_ZERO, report)
 
 
 @WeightsRule(
@@ -347,7 +275,7 @@ def zero_update(facts: AdapterFacts) -> Observation | None:
     needs=(_many_modules, _flatness_tells),
     thresholds=(RANDOM_SHARE, RANDOM_RANK, RANDOM_MODULES, RANDOM_PART),
 )
-def random_like(facts: AdapterFacts) -> Observation | None:
+def random_like(report: AuditReport) -> Observation | None:
     """spectra like random factors'
 
     the ratio of the stable rank of the update, or of lora_B alone, to that of a random matrix of the same shape is
@@ -363,29 +291,20 @@ def random_like(facts: AdapterFacts) -> Observation | None:
     Verify: Load the adapter and compare its outputs with the base model's.
     Seen: https://github.com/johntnanney/gradience -- an adapter of random weights
     """
-    return _of_health(_RANDOM, facts)
+    return _of_health(_RANDOM, report)
 
 
-WEIGHTS_RULES: Final[tuple[Rule[AdapterFacts], ...]] = (
+WEIGHTS_RULES: Final[tuple[Rule[AuditReport], ...]] = (
     non_finite,
     zero_update,
     random_like,
     too_large,
     under_used,
-    _mostly_other,
     _rank_mismatch,
     _unmatched,
-    _default_alpha,
     _lone_factor,
     *BASE_RULES,
 )
 
 ADAPTER_RULES: Final[tuple[Rule[Any], ...]] = (*WEIGHTS_RULES, *BETWEEN_RULES)
 """The rules that an audit applies: to the numbers, and to the files beside each other."""
-
-
-def judge_adapter(
-    report: AuditReport, *, alpha: float | None = None, r: int | None = None, modules_to_save: Sequence[str] = ()
-) -> Verdict:
-    """Judge an audit by all rules on weights; the other arguments are the config's own values, before any pattern."""
-    return judge(WEIGHTS_RULES, AdapterFacts(report, alpha, r, tuple(modules_to_save)))

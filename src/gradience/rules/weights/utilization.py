@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Final
 
 from gradience.rules import Observation, Threshold
-from gradience.rules.weights import TINY_RMS, AdapterFacts, WeightsRule, modules_analysed, suggests_ranks, typical_entry
+from gradience.rules.weights import TINY_RMS, WeightsRule, modules_analysed, suggests_ranks, typical_entry
 from gradience.schema import as_float
+from gradience.schema.audit import AuditReport
 
 LOW_UTILIZATION = Threshold(
     "low_utilization", 0.25, "mean stable rank over rank", "a project convention, no source found"
@@ -36,7 +37,7 @@ def over_provisioned(used: float, median: int | None, tail: int | None) -> Obser
     needs=(modules_analysed,),
     thresholds=(LOW_UTILIZATION, TINY_RMS),
 )
-def under_used(facts: AdapterFacts) -> Observation | None:
+def under_used(report: AuditReport) -> Observation | None:
     """low utilization
 
     the mean utilization of an adapter that was trained is under {low_utilization}, and the entries of its largest
@@ -47,7 +48,6 @@ def under_used(facts: AdapterFacts) -> Observation | None:
     Verify: gradience bench: held-out loss of the adapter and of a smaller one.
     Source: public adapters -- 17 of 22 are under it: most adapters can be compressed after training
     """
-    report = facts.report
     used, ranks = report.summary.utilization_mean, report.suggested
     if used is None or as_float(used) >= LOW_UTILIZATION.value or not suggests_ranks(report.health.verdict):
         return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from importlib.util import find_spec
 from itertools import islice
@@ -45,6 +46,7 @@ from gradience.verbs.check.run import (
 )
 
 _BEGINNING: Final = 100  # rows that show whether all begin with one system text
+_TURNS: Final = ("messages", "conversations", "prompt")  # columns whose first turn may be a system text
 _PEEK: Final = 20  # first rows among which a usable one must be found to show the format
 _MOST_COLUMNS: Final = 12  # columns that a finding names
 
@@ -403,29 +405,26 @@ def check_data(
     checked = CheckReport(schema=CHECK_SCHEMA_ID, config=ConfigSnapshot())
     if whole.config != ConfigSnapshot():
         known, by_data = _with_data(whole, report), replace(given, task=given.task or report.trainer)
-        checked = judged(known, by_data, folders, unwanted=of_config, around=when_of(whole, given.stated))
-        checked = with_files(checked, given, whole, unwanted, _system(train, plan))
+        checked = judged(known, by_data, unwanted=of_config, around=when_of(whole, given.stated))
+        checked = with_files(checked, given, whole, unwanted, rows=_rows(train, plan))
     return _joined(checked, report, unwanted)
 
 
-def _system(train: Path, plan: DataPlan) -> PromptLink | None:
+def _rows(train: Path, plan: DataPlan) -> PromptLink:
     """What the first rows say of the prompt: the system text that all of them begin with."""
-    read = [row for row in islice(RowSource(train).rows(), _BEGINNING) if not isinstance(row, UnusableRow)]
-    texts = {_system_of(plan.naming.standard(columns)) for _, columns in read}
+    read = [row[1] for row in islice(RowSource(train).rows(), _BEGINNING) if not isinstance(row, UnusableRow)]
+    texts = {_system_of(plan.naming.standard(columns)) for columns in read}
     where = f"the first {len(read)} rows of {train.name}"
-    return PromptLink("rows", where, system=texts.pop()) if len(texts) == 1 and len(read) > 1 else None
+    return PromptLink("rows", where, system=texts.pop() if len(texts) == 1 and len(read) > 1 else None)
 
 
 def _system_of(row: Row) -> str:
     """The system text of a row; empty if it has none, or is no conversation."""
-    if isinstance(row.get("system"), str):
-        return str(row["system"]).strip()
-    name = next((name for name in ("messages", "conversations", "prompt") if isinstance(row.get(name), list)), None)
-    try:
-        first = {} if name is None else conversation(row, name)[0]
-    except Unusable:
-        first = {}
-    return content_of(first).strip() if first.get("role") == "system" else ""
+    stated, name = row.get("system"), next((name for name in _TURNS if isinstance(row.get(name), list)), "")
+    with suppress(Unusable):
+        turn = {"role": "system", "content": stated} if isinstance(stated, str) else conversation(row, name)[0]
+        stated = content_of(turn) if turn["role"] == "system" else ""
+    return stated.strip() if isinstance(stated, str) else ""
 
 
 def _joined(base: CheckReport, data: DataReport, unwanted: Mapping[str, str]) -> CheckReport:
