@@ -135,6 +135,7 @@ SHOWN = {  # a feature: settings or surroundings that show it, and those like th
         _held(experts=["m.mlp.experts.0.up_proj"])),
     "expert_scale": ({"use_rslora": True, "extras": {"target_parameters": ["mlp.experts.up_proj"]}},
         {"use_rslora": True}),
+    "single_experts": (_held(experts=["m.mlp.experts.0.up_proj"]), _held(expert_parameters=["m.mlp.experts"])),
     "tower": (_held(tower=["visual.blocks.0.attn.qkv"]), _held()),
     "unnamed": (_held()._replace(flags={"lora-target-modules": ("o_proj", "gate_up_proj")}),
         _held()._replace(flags={"lora-target-modules": ("o_proj", "qkv_proj")})),
@@ -189,7 +190,7 @@ def test_a_command_has_a_place_for_each_adapter_or_names_the_first_and_what_is_u
         assert not process.padded or {"{rank}", "{slots}"} <= set(re.findall(r"\{\w+\}", process.command))
         assert process.source.url.startswith("https://github.com/")
     rows = (fact.row for fact in FACTS if fact.feature in ENGINES[name].unknown and fact.row.engine == name)
-    assert all(row.beside or row.models for row in rows)
+    assert all(row.beside or row.models or row.since or row.until for row in rows)
     assert set(ENGINES[name].unknown) <= set(FEATURES)
 
 

@@ -688,8 +688,9 @@ def base_unknown(name: str, facts: Facts) -> str:
     types, (engine, version) = base_types(facts), _versioned(name)
     of_bases = (fact for fact in FACTS if fact.feature in _BASES and fact.row.engine == engine)
     for fact in of_bases:
-        if fact.row.holds_in(version) and (not types or (types - fact.row.only and types & fact.row.only)):
-            return f"the base's type is not known here (--base): {fact.says}"
+        some = fact.effect != "unknown" and fact.row.holds_in(version)
+        if some and (not types or (types - fact.row.only and types & fact.row.only)):
+            return f"the base's type is not known here (--base), and it takes some alone ({fact.row.source.url})"
     return ""
 
 
