@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -78,27 +74,6 @@ def test_an_unknown_event_is_no_gap_and_an_unknown_status_no_crash(tmp_path: Pat
     assert (run.end.status, list(run.losses), summary.unknown) == ("unknown", [0.5, 0.25], {"checkpoint": 1})
 
 
-def test_a_line_that_is_lost_beside_an_unknown_event_is_still_missed(tmp_path: Path):
-    log = write(tmp_path / "run.jsonl", V1)
-    kept = log.read_bytes().splitlines(keepends=True)
-    log.write_bytes(b"".join(kept[:1] + kept[2:]))  # the row before the checkpoint is gone
-    (run,) = summarize(log).runs.values()
-    assert run.record.missing == 1
-    log.write_bytes(b"".join(kept[:3] + kept[2:]))  # the checkpoint stands twice
-    (run,) = summarize(log).runs.values()
-    assert (run.record.missing, run.record.duplicates) == (0, 1)
-
-
-def test_a_log_of_many_rows_of_a_later_version_is_read_by_the_block(tmp_path: Path):
-    head = {"schema": f"{V1}.1", "ts": 1.0, "run_id": "r", "session": "s", "event": "train_step"}
-    rows = [{**head, "step": i, "seq": i, "loss": 1.0 / (i + 1), "new": i} for i in range(3000)]
-    log = tmp_path / "run.jsonl"
-    log.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    summary = summarize(log, {"new"})
-    assert (len(summary.last.losses), summary.last.columns["new"].values[-1]) == (3000, 2999.0)
-    assert summary.version == f"{V1}.1"
-
-
 @pytest.mark.parametrize("version", ["gradience.vnext.telemetry/v2", "gradience.vnext.telemetry/v1x", f"{V1}."])
 def test_another_major_version_is_refused_with_advice(tmp_path: Path, version: str):
     log = write(tmp_path / "run.jsonl", version)
@@ -137,58 +112,3 @@ def test_the_page_shows_what_validate_prints(root: Path, tmp_path: Path, capsys,
     assert main(["validate", "later.jsonl"]) == 0
     printed = capsys.readouterr().out
     assert f"$ gradience validate later.jsonl\n{printed}```" in (root / "docs" / "evolution.md").read_text()
-
-
-WRITES = """
-import sys
-from gradience.events import TrainStep
-from gradience.telemetry import TelemetryWriter
-from gradience.telemetry.rows import train_columns
-with TelemetryWriter(sys.argv[1], "r", on_error="raise") as log:
-    for step in range(1, 3001):
-        known, extras = train_columns({"loss": 1.0 / step, "tokens": step * 2, "reward": 0.5})
-        log.train_step(step, **known, **extras)
-    log.write(TrainStep(ts=1.0, run_id="r", step=3001, loss=0.5, {made}))
-"""
-READS = """
-import json
-import sys
-from pathlib import Path
-from gradience.events import TrainStep, decode, encode
-from gradience.telemetry import TelemetryReader
-from gradience.telemetry.reader import validate_log
-path = Path(sys.argv[1])
-reader = TelemetryReader(path)
-rows = list(reader.of(TrainStep))
-tokens = [getattr(row, "tokens", row.extras.get("tokens")) for row in rows]
-run = TelemetryReader(path).summarize(["reward"]).last
-print(tokens == [*range(2, 6001, 2), 7], len(run.losses), sum(run.columns["reward"].values), reader.issues_total)
-lines = path.read_bytes().splitlines()
-print(validate_log(path).valid, all(json.loads(encode(decode(line))) == json.loads(line) for line in lines))
-"""
-
-
-@pytest.fixture(scope="module")
-def versions(root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The sources as they are, and as a later minor version may have them: a field for what was an extra before."""
-    later = tmp_path_factory.mktemp("later") / "src"
-    shutil.copytree(root / "src", later, ignore=shutil.ignore_patterns("__pycache__"))
-    events = later / "gradience" / "schema" / "events.py"
-    field = '    epoch: Annotated[Real, about("Passes over the data so far.")] | None = None\n'
-    text = events.read_text(encoding="utf-8")
-    assert text.count(field) == 1
-    events.write_text(text.replace(field, f"{field}    tokens: NonNegativeInt | None = None\n"), encoding="utf-8")
-    return {"now": root / "src", "later": later}
-
-
-@pytest.mark.parametrize(("writes", "reads"), [("now", "later"), ("later", "now")])
-def test_a_field_that_was_an_extra_before_loses_nothing_in_either_version(tmp_path, versions, writes, reads):
-    def run(version: str, code: str) -> str:
-        env = {**os.environ, "PYTHONPATH": str(versions[version])}
-        command = [sys.executable, "-c", code, str(tmp_path / "run.jsonl")]
-        done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    run(writes, WRITES.replace("{made}", "tokens=7" if writes == "later" else 'extras={"tokens": 7}'))
-    assert run(reads, READS).splitlines() == ["True 3001 1500.0 0", "True True"]

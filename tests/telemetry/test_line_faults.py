@@ -98,19 +98,6 @@ def test_bare_tokens_and_torn_tails_are_noted(tmp_path):
     assert unnamed_note(2) == "2 lines hold a bare NaN or Infinity, which is not JSON; read anyway"
 
 
-def test_each_item_of_a_list_has_its_fault_once():
-    document = {**STEP, "event": "recommendation", "recommendations": [1, {"severity": "bad"}, "x"]}
-    faults = [(fault.path, fault.expected) for fault in find_faults(document)]
-    assert faults[0] == ("$.recommendations[0]", "object")
-    assert [path for path, _ in faults] == [
-        "$.recommendations[0]",
-        "$.recommendations[1].severity",
-        "$.recommendations[1].action",
-        "$.recommendations[1].message",
-        "$.recommendations[2]",
-    ]
-
-
 def test_a_log_that_begins_in_another_version_is_refused_and_one_line_of_another_is_a_fault(tmp_path):
     other = line(schema="gradience.vnext.telemetry/v2")
     with pytest.raises(SchemaError, match="telemetry/v2"):
@@ -140,32 +127,6 @@ def test_a_pipe_is_no_file_rather_than_an_empty_one(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(RecorderError, match="not a regular file"):
         list(TelemetryReader(tmp_path / "pipe"))
-
-
-REAL = 'a number, "NaN", "Infinity" or "-Infinity"'
-
-
-@every(
-    ("change", "faults"),
-    [
-        ({}, []),
-        ({"step": -1}, [("Expected `int` >= 0", "$.step", "int >= 0", "-1")]),
-        ({"step": "x"}, [("Expected `int | null`, got `str`", "$.step", "int | null", "str")]),
-        ({"loss": "x"}, [("Invalid enum value 'x'", "$.loss", REAL, "'x'")]),
-        ({"run_id": ""}, [("Expected `str` of length >= 1", "$.run_id", "str of length >= 1", "''")]),
-        (
-            {"step": 1.5, "loss": [], "run_id": 3},
-            [
-                ("Expected `str`, got `int`", "$.run_id", "str", "int"),
-                ("Expected `int | null`, got `float`", "$.step", "int | null", "float"),
-                ("Expected `float | str | null`, got `array`", "$.loss", "float | str | null", "array"),
-            ],
-        ),
-    ],
-)
-def test_every_fault_of_a_line_is_named_with_its_place(change, faults):
-    found = find_faults({**ROW, **change})
-    assert sorted((one.reason, one.path, one.expected, one.got) for one in found) == sorted(faults)
 
 
 def test_bare_numbers_are_named_one_by_one_up_to_the_most():
@@ -240,7 +201,3 @@ def test_a_number_that_json_lacks_is_named_whichever_way_a_row_is_written(writte
     assert rb'"run_id":"r\u007f"' in written(odd)
     with pytest.raises(SchemaError, match="extras of TrainStep may not use the name of a known key: loss, step"):
         encode(row(extras={"step": 1, "loss": 2.0, "x": 3}))
-
-
-def event(name: str, step: Any, **fields: Any) -> dict[str, Any]:
-    return {**HEAD, "event": name, "step": step, **fields}

@@ -91,28 +91,6 @@ def test_where_warnings_are_errors_a_removed_log_is_begun_anew_and_a_held_one_is
     ]
 
 
-def test_a_log_that_vanishes_twice_loses_what_each_file_held(log):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        writer = TelemetryWriter(log, fsync="always")
-        writer.run_start()
-        for step in (1, 2):
-            log.unlink()
-            writer.train_step(step, loss=1.0)
-        assert writer.lost == 3  # the start; then the start again, and the first row
-        writer.train_step(3, x=object())
-        assert writer.lost == 4  # and one that was refused
-        writer.run_start(resumed_from_step=2)
-        log.unlink()
-        writer.train_step(4, loss=1.0)
-        assert writer.lost == 7  # the start, the second row and the second start
-        writer.run_end()
-        writer.close()
-    start, row, end = TelemetryReader(log)
-    assert (start.resumed_from_step, row.step) == (2, 4)  # of two starts the later opens the new log
-    assert end.reason == "7 events could not be recorded"
-
-
 def test_each_refusal_says_what_it_is_and_what_to_do(log, monkeypatch):
     def refused(make):
         with pytest.raises(RecorderError) as error:

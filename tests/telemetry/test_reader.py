@@ -11,7 +11,6 @@ from golden_logs import CASES
 from gradience.errors import RecorderError, SchemaError
 from gradience.schema import BadLine, RunEnd, RunStart, TrainStep
 from gradience.telemetry import TelemetryReader, TelemetryWriter
-from gradience.telemetry.codec import MAX_LINE_BYTES
 from gradience.telemetry.reader import validate_log
 
 START = b'{"schema":"gradience.vnext.telemetry/v1","ts":1,"run_id":"r","event":"run_start","step":null,"config":{}}'
@@ -27,12 +26,6 @@ def log(tmp_path: Path) -> Path:
 
 def read(path: Path) -> list[object]:
     return list(TelemetryReader(path).read())
-
-
-def row_of(length: int) -> bytes:
-    """A row that is exactly this many bytes long, without its newline."""
-    head, tail = ROW[:-1] + b',"pad":"', b'"}'
-    return head + b"x" * (length - len(head) - len(tail)) + tail
 
 
 @pytest.mark.parametrize(
@@ -79,17 +72,6 @@ def test_bare_nan_is_read_and_noted_once(log: Path) -> None:
     assert faults == [(1, "$.loss"), (1, "$.step")]  # what it holds is checked too
 
 
-@pytest.mark.parametrize("length", [MAX_LINE_BYTES + 1, 2 * MAX_LINE_BYTES, 300_000])
-def test_lines_around_one_that_is_too_long_are_read(log: Path, length: int) -> None:
-    log.write_bytes(START + b"\n" + row_of(length) + b"\n" + ROW + b"\n" + row_of(length))
-    items = read(log)
-    assert [type(item) for item in items] == [RunStart, BadLine, TrainStep, BadLine]
-    assert [item.offset for item in items if isinstance(item, BadLine)] == [
-        len(START) + 1,
-        len(START) + length + len(ROW) + 3,
-    ]
-
-
 def test_a_huge_line_and_thousands_of_bad_lines_take_constant_memory(log: Path) -> None:
     with log.open("wb") as file:
         file.truncate(16_000_000)  # a hole: zeros without a newline
@@ -121,34 +103,6 @@ def test_a_log_cut_at_each_byte_keeps_all_whole_lines(log: Path) -> None:
             int(not complete and not data[:cut].endswith(b"\n")),
         )
         assert all(item.torn for item in items if isinstance(item, BadLine))
-
-
-NOVEL = ROW.replace(b'"train_step"', b'"novel"')
-
-
-@pytest.mark.parametrize(
-    ("after", "named"),
-    [
-        (START, True),
-        (ROW[:-1] + b',"session":"b"}', True),
-        (ROW[:-1] + b',"session":"a"}', False),
-        (ROW, False),
-        (NOVEL[:-1] + b',"session":"b"}', True),
-        (NOVEL[:-1] + b',"session":"a"}', False),
-        (NOVEL[:-1] + b',"session":1}', False),
-    ],
-    ids=[
-        *("run_start", "another session", "same session", "no session"),
-        *("unknown event, another session", "unknown event, same session", "unknown event, no session"),
-    ],
-)
-def test_a_torn_line_is_named_so_only_before_a_later_session(log: Path, after: bytes, *, named: bool) -> None:
-    first = ROW[:-1] + b',"session":"a"}'
-    log.write_bytes(b"\n".join([first, ROW[:50], after, b""]))
-    bad = next(item for item in read(log) if isinstance(item, BadLine))
-    assert bad.torn is named
-    assert bad.reason.startswith("torn tail of an earlier session: not JSON" if named else "not JSON")
-    assert TelemetryReader(log).summarize().issues == [bad]
 
 
 def test_latest_config_and_eval_are_those_of_the_newest_run(log: Path) -> None:
@@ -183,19 +137,3 @@ def test_thousands_of_mutated_logs_neither_crash_nor_hang(log: Path) -> None:
         except SchemaError:
             assert b"telemetry/" in mutant
     assert bad > MUTANTS // 2
-
-
-def test_rows_between_events_of_other_kinds_are_read_in_the_order_of_the_file(log: Path) -> None:
-    evaluation = ROW.replace(b"train_step", b"eval").replace(b'"loss":0.5', b'"split":"t","metrics":{"f1":1}')
-    rows = [ROW.replace(b'"step":1', b'"step":%d' % step) for step in range(1, 2001)]
-    for step in range(2000, 0, -50):
-        rows.insert(step, evaluation.replace(b'"step":1', b'"step":%d' % step))
-    rows[1000:1000] = [b"{torn", b"  "]
-    log.write_bytes(b"\n".join([START, *rows]))
-    summary = TelemetryReader(log).summarize()
-    (run,) = summary.runs.values()
-    assert list(run.steps) == list(range(1, 2001))
-    assert [event.step for event in run.evals] == list(range(50, 2001, 50))
-    assert {event.metrics.extras["f1"] for event in run.evals} == {1}
-    assert (summary.lines, [(bad.line, bad.reason[:8]) for bad in summary.issues]) == (2042, [(1002, "not JSON")])
-    assert run.record.out_of_order == 0

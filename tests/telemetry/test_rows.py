@@ -21,17 +21,6 @@ RESERVED = {"step_": 1, "run_id_": "x", "extras_": 2, "event_": 3, "self_": 4}
 KEYS = st.sampled_from([*WORDS.split(), "train_loss", "train_runtime", "total_flos", "reward", "eval_", "_"])
 
 
-def test_a_joined_row_is_taken_apart():
-    parts = split_row(
-        {"loss": 1, "eval_a_runtime": 2, "eval_b_runtime": 3, "train_loss": 4, "total_flos": 5, "epoch": 6}
-    )
-    assert parts.train == {"loss": 1, "epoch": 6}
-    assert parts.evals == {"a": {"runtime": 2}, "b": {"runtime": 3}}
-    assert parts.summary == {"train_loss": 4, "total_flos": 5, "epoch": 6}
-    many = split_row({f"eval_{split}_runtime": 1 for split in "hgfedcba"})  # in one order in every process
-    assert list(many.evals) == list("abcdefgh")
-
-
 @given(st.dictionaries(KEYS, st.integers(), max_size=10))
 def test_no_value_of_a_row_is_lost(row):
     parts = split_row(row)

@@ -8,7 +8,7 @@ import pytest
 from gradience import telemetry
 from gradience.schema import SCHEMA_ID, RecommendationItem, TrainStep
 from gradience.telemetry import TelemetryReader, TelemetryWriter
-from gradience.telemetry.reader import RunSummary, validate_log
+from gradience.telemetry.reader import RunSummary
 from gradience.telemetry.series import RunSeries
 
 HEAD = {"schema": "gradience.vnext.telemetry/v1", "ts": 1.0, "run_id": "r"}
@@ -37,30 +37,6 @@ def only(summary: RunSummary) -> RunSeries:
     return run
 
 
-def test_each_resume_adds_to_what_was_superseded(log: Path) -> None:
-    evaluation = {"event": "eval", "split": "test", "metrics": {"loss": 1.0}}
-    run = only(
-        write(
-            log,
-            start(meta={"n": 1, "of the first": 1}, config={"num_labels": 4}),
-            *(row(step, loss=step / 8, grad_norm="NaN") for step in (1, 2, 3, 4, 5)),
-            evaluation | {"step": None},
-            *(evaluation | {"step": step} for step in (2, 5)),
-            start(resumed_from_step=3, meta={"n": 2}, config={"num_labels": 5}),
-            *(row(step, loss=step / 16) for step in (4, 5)),
-            start(resumed_from_step=2, meta={"n": 3}, config={"num_labels": 6}),
-            row(3, loss=1.0),
-        )
-    )
-    assert (run.superseded, run.record.resumed_from) == ((2 + 1) + 3, [3, 2])
-    assert run.record.replaced == [(4, 0.5), (5, 0.625), (3, 0.375), (4, 0.25), (5, 0.3125)]
-    assert [event.step for event in run.evals] == [None, 2]  # one without a step is of any time
-    assert run.latest_eval("test").step == 2
-    assert (list(run.steps), run.lost_norms, run.meta) == ([1, 2, 3], {1, 2}, {"n": 3})
-    assert run.config.num_labels == 6
-    assert TelemetryReader(log).latest_config().num_labels == 6
-
-
 def test_the_run_that_began_last_is_shown(log: Path) -> None:
     summary = write(log, start(run_id="a"), start(run_id="b"), row(1, run_id="a"), row(2, run_id="b"))
     assert list(summary.runs) == ["a", "b"]
@@ -68,17 +44,6 @@ def test_the_run_that_began_last_is_shown(log: Path) -> None:
     assert write(log, start(run_id="a"), start(run_id="b"), start(run_id="a")).last.run_id == "a"
     resumed = start(run_id="a", resumed_from_step=0)
     assert write(log, start(run_id="a"), start(run_id="b"), resumed).last.run_id == "a"
-
-
-def test_a_log_of_unknown_events_alone_has_no_run(log: Path) -> None:
-    later = {"event": "later", "step": 1}
-    summary = write(log, later, later, later | {"event": "other"})
-    assert summary.last is None
-    assert (summary.unknown, summary.counts, summary.lines) == ({"later": 2, "other": 1}, {}, 3)
-    assert TelemetryReader(log).latest_eval("test") is TelemetryReader(log).latest_config() is None
-    report = validate_log(log)
-    assert (report.valid, report.unknown_events, report.events) == (True, {"later": 2, "other": 1}, {})
-    assert report.notes[0].startswith("3 events of a name unknown")
 
 
 @pytest.mark.parametrize(
@@ -98,22 +63,6 @@ def test_the_last_step_is_the_furthest_of_rows_and_evaluations_and_not_the_start
     assert only(write(log, start(), *map(row, range(1, 2000)))).last_step == 1999
     assert only(write(log, evaluation | {"step": 5000}, *map(row, range(1, 2000)))).last_step == 5000  # in blocks
     assert only(write(log, start())).last_step is None
-
-
-def test_a_column_has_the_steps_that_logged_a_finite_number(log: Path) -> None:
-    measured = {"update_norm": 0.5, "stable_rank_mean": "NaN", "other": 1.0}
-    audit = {"event": "metrics", "kind": "spectral", "metrics": measured}
-    rows = [row(1, kl="NaN"), row(2, kl="0.25"), row(3, kl="high"), row(4, kl=0.5, loss=None)]
-    at_0 = audit | {"step": 0, "metrics": {"update_norm": 0.0}}
-    write(log, *rows, at_0, audit | {"step": 7}, audit | {"step": None}, audit | {"step": 9, "kind": "another"})
-    run = TelemetryReader(log).summarize({"kl"}).last
-    assert run is not None
-    assert {name: (list(c.steps), list(c.values)) for name, c in run.columns.items()} == {
-        "kl": ([2, 4], [0.25, 0.5]),
-        "spectral/update_norm": ([0, 7], [0.0, 0.5]),
-        "spectral/stable_rank_mean": ([], []),
-    }
-    assert sorted(run.latest_metrics) == ["another", "spectral"]
 
 
 def test_the_losses_of_a_split_rise_by_step_and_of_two_the_later_counts(log: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import random
 from pathlib import Path
 from typing import Any
@@ -128,43 +127,6 @@ def test_a_log_read_by_the_block_is_the_log_read_event_by_event(seed, chunk, tmp
     fast = summarize(log, {"kl"})
     assert state(fast) == state(slow)
     assert fast.lines == len(log.read_text().splitlines())
-
-
-def test_sessions_gaps_copies_and_returns_are_counted_by_hand(tmp_path):
-    def row(step: int, session: str | None, seq: int | None, **more: Any) -> dict[str, Any]:
-        own = {key: value for key, value in (("session", session), ("seq", seq)) if value is not None}
-        return {**ROW, **own, "step": step, **more}
-
-    rows = [
-        row(1, "a", 0, lr=0.5),
-        row(2, "a", 3),  # two are missing
-        row(2, "a", 4),  # the step again
-        row(1, "a", 4),  # a copy of a line, and a step that is past
-        row(5, "b", 7),
-        row(6, "a", 5),  # back to a session
-        row(7, None, None),
-        row(8, "b", 9, grad_norm="NaN", lr=[0.25, 1.0]),  # back again, one missing
-        row(9, "c", None, lr=[]),
-    ]
-    log = tmp_path / "run.jsonl"
-    log.write_text("".join(f"{json.dumps(line)}\n" for line in rows))
-    run = summarize(log).last
-    record = run.record
-    assert (record.missing, record.duplicates, record.out_of_order, record.interleaved) == (3, 2, 1, 2)
-    assert record.sessions == {"a", "b", "c"}
-    assert run.lost_norms == {8}
-    assert list(run.steps) == [1, 2, 2, 1, 5, 6, 7, 8, 9]
-    assert [None if math.isnan(rate) else rate for rate in run.rates] == [0.5, *[None] * 6, 1.0, None]
-    assert run.last_step == 9
-
-
-def test_lines_of_a_block_are_numbered_as_in_the_file():
-    block = Block(4, 50, b"a\n\n bb\nc", 4)
-    found = [(line.number, line.offset, line.data, line.length, line.ended) for line in block.lines()]
-    assert found == [(5, 50, b"a", 1, True), (7, 53, b" bb", 3, True), (8, 57, b"c", 1, False)]
-    first = next(Block(0, 0, b"\xef\xbb\xbfa\n", 1).lines())
-    assert (first.data, first.length, first.offset) == (b"a", 4, 0)
-    assert next(Block(1, 9, b"\xef\xbb\xbfa\n", 1).lines()).data == b"\xef\xbb\xbfa"
 
 
 def test_a_report_counts_what_it_does_not_list(tmp_path):

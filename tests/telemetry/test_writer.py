@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import enum
 import json
-import math
 import os
 import re
 import subprocess
@@ -74,33 +73,6 @@ def test_every_method_writes_the_event_it_names(log: Path, writer: TelemetryWrit
         {"event": "run_end", "step": None, "status": "aborted", "reason": "because"},
     ]
     assert lines(log) == [head | {"seq": seq} | body for seq, body in enumerate(bodies)]
-
-
-def test_zeros_and_empty_values_are_written_and_nothing_is_made_of_them(log: Path, writer: TelemetryWriter) -> None:
-    writer.run_start(meta={}, resumed_from_step=0)
-    writer.train_step(0, loss=0, lr=0, grad_norm=0, epoch=0, kl=0)
-    writer.train_step(1, loss=0.0, lr=[], x=None)
-    writer.train_step(2)
-    writer.eval(0, split="", metrics={"loss": 0, "ppl": 0.0, "accuracy": 0, "n": 0, "f1": 0})
-    writer.eval(None, split="t", metrics={"loss": None, "n": None})
-    writer.metrics(0, kind="", metrics={})
-    writer.alert(severity="info", code="", message="", step=0, context={})
-    writer.recommendation([], step=0)
-    writer.run_end(reason="")
-    bodies = [{k: v for k, v in line.items() if k not in {"schema", "ts", "run_id", "session"}} for line in lines(log)]
-    assert [body.pop("seq") for body in bodies] == list(range(10))
-    assert bodies == [
-        {"event": "run_start", "step": 0, "config": {}, "resumed_from_step": 0},
-        {"event": "train_step", "step": 0, "loss": 0, "lr": 0, "grad_norm": 0, "epoch": 0, "kl": 0},
-        {"event": "train_step", "step": 1, "loss": 0.0, "lr": [], "x": None},
-        {"event": "train_step", "step": 2},
-        {"event": "eval", "step": 0, "split": "", "metrics": {"loss": 0, "ppl": 0.0, "accuracy": 0, "n": 0, "f1": 0}},
-        {"event": "eval", "step": None, "split": "t", "metrics": {}},
-        {"event": "metrics", "step": 0, "kind": "", "metrics": {}},
-        {"event": "alert", "step": 0, "severity": "info", "code": "", "message": ""},
-        {"event": "recommendation", "step": 0, "recommendations": []},
-        {"event": "run_end", "step": None, "status": "ok", "reason": ""},
-    ]
 
 
 def test_arrays_integers_flags_enums_sets_and_paths_become_json(log, writer) -> None:
@@ -250,26 +222,6 @@ def test_a_line_is_on_the_disk_when_the_mode_says_so(log: Path, monkeypatch: pyt
     assert syncs("always") == [1] * 7
     assert syncs("auto") == [0, 0, 0, 1, 0, 1, 1]
     assert syncs("never") == [0] * 7
-
-
-@pytest.mark.parametrize(
-    ("mode", "durable", "more"),
-    [("always", False, 0), ("auto", False, 1), ("auto", True, 0), ("never", False, 0), ("never", True, 0)],
-)
-def test_closing_syncs_what_is_not_on_the_disk_yet_unless_nothing_is_to_be(
-    log, monkeypatch, mode, durable, more
-) -> None:
-    synced: list[int] = []
-    monkeypatch.setattr(os, "fsync", synced.append)
-    monkeypatch.setattr("gradience.telemetry.logfile.time.monotonic", lambda: 100.0)
-    writer = TelemetryWriter(log, fsync=mode)
-    writer.train_step(1)
-    writer.train_step(2)
-    if durable:
-        writer.run_end()
-    before = len(synced)
-    writer.close()
-    assert len(synced) - before == more
 
 
 def test_a_line_written_in_part_is_ended_before_the_next(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -429,16 +381,6 @@ def test_events_of_a_log_can_be_copied_to_another(log: Path, tmp_path: Path) -> 
 # Guards
 
 
-def test_a_reason_that_is_given_stands_though_events_were_lost(log: Path) -> None:
-    with TelemetryWriter(log, on_error="raise") as writer:
-        with pytest.raises(RecorderError):
-            writer.train_step(1, loss="low")
-        with pytest.raises(RecorderError):
-            writer.alert(severity="fatal", code="c", message="m")
-        writer.run_end(status="aborted", reason="no time left")
-    assert (lines(log)[-1]["reason"], writer.lost) == ("no time left", 2)
-
-
 def test_rows_are_synced_after_more_than_five_seconds_and_not_after_five(log, monkeypatch) -> None:
     synced: list[int] = []
     now = [100.0]
@@ -456,19 +398,3 @@ def test_rows_are_synced_after_more_than_five_seconds_and_not_after_five(log, mo
         writer.train_step(step)
     writer.close()
     assert len(synced) == 5
-
-
-def test_a_step_of_0_is_a_whole_number_however_it_is_given(log):
-    with TelemetryWriter(log, on_error="raise") as writer:
-        for step in (0, 0.0, np.int64(0), np.float32(0.0), "x", False):
-            if isinstance(step, (str, bool)):
-                with pytest.raises(RecorderError, match="`step`: expected a number"):
-                    writer.metrics(step, kind="k", metrics={})
-            else:
-                writer.metrics(step, kind="k", metrics={})
-        for step, got in ((7.0001, "7.0001"), (1e-9, "1e-09"), (np.float32(0.5), "0.5"), (math.nan, "'NaN'")):
-            with pytest.raises(RecorderError, match=f"^`step`: expected a whole number, got {got} \\(see") as error:
-                writer.metrics(step, kind="k", metrics={})
-            assert error.value.advice == "see the event's fields in gradience.events"
-    steps = [json.loads(text)["step"] for text in log.read_text().splitlines()]
-    assert [(type(step), step) for step in steps[:4]] == [(int, 0)] * 4

@@ -401,7 +401,7 @@ def check_data(
     checked = CheckReport(schema=CHECK_SCHEMA_ID, config=ConfigSnapshot())
     if whole.config != ConfigSnapshot():
         known, by_data = _with_data(whole, report), replace(given, task=given.task or report.trainer)
-        checked = judged(known, by_data, folders, unwanted=of_config, around=when_of(whole, given.stated))
+        checked = judged(known, by_data, unwanted=of_config, around=when_of(whole, given.stated))
         checked = with_files(checked, given, whole, unwanted)
     return _joined(checked, report, unwanted)
 
