@@ -13,19 +13,12 @@ from tables import every
 
 from gradience.cli.main import main
 from gradience.errors import RecorderError
-from gradience.schema.audit import AuditReport, ModuleAudit
 from gradience.telemetry.reader import TelemetryReader
 from gradience.telemetry.writer import TelemetryWriter
 from gradience.verbs.audit import run as audit
 from gradience.verbs.audit.run import append_audit, audit_adapter, lora_audit_metrics
 
 LAYERS, OUT, INNER, R = 4, 48, 32, 8  # of write_adapter's modules
-
-
-def test_a_trained_adapter_is_trained_with_no_warning(write_adapter):
-    found = audit_adapter(write_adapter())
-    assert found.health.verdict == "trained"
-    assert {finding.severity for finding in found.findings} <= {"info"}
 
 
 @pytest.mark.parametrize(
@@ -130,24 +123,6 @@ def test_suggestions_carry_their_price(write_adapter):
     assert {r.rule for r in found.rank_rules} == {"energy_90", "effective_rank", "stable_rank", "knee"}
 
 
-def test_the_report_survives_its_own_json(write_adapter):
-    found = audit_adapter(write_adapter(), suggest_per_layer=True, top_singular_values=2)
-    assert msgspec.json.decode(msgspec.json.encode(found), type=AuditReport) == found
-    assert len(found.modules[0].top_singular_values) == 2
-
-
-def many(n: int) -> list[ModuleAudit]:
-    return [
-        module(
-            f"model.layers.{i // 7}.mlp.gate_proj.{i}", r=64, layer=i // 7, spectral_norm=1.2345678901234,
-            stable_rank=1.5 + i / n, effective_rank=31.4159265358979, participation_ratio=2.718281828459,
-            utilization=(1.5 + i / n) / 64, energy_rank_90=4, energy_rank_95=8, energy_rank_99=16,
-            relative_errors={"1": 0.5}, note="x" * 200,
-        )
-        for i in range(n)
-    ]  # fmt: skip
-
-
 @pytest.mark.parametrize(("short_by", "kept"), [(0, 3), (1, 2)])
 def test_a_byte_less_leaves_out_the_least_wasteful(monkeypatch, short_by, kept):
     made = report(*(module(f"m{n}", utilization=u) for n, u in enumerate((0.5, None, 0.25))))
@@ -158,16 +133,6 @@ def test_a_byte_less_leaves_out_the_least_wasteful(monkeypatch, short_by, kept):
     payload = lora_audit_metrics(made)
     assert [row["name"] for row in payload["modules"]] == ["m2", "m0", "m1"][:kept]
     assert payload.get("modules_omitted") == (None if kept == 3 else 1)
-
-
-def test_560_modules_fit_a_log_line_by_leaving_out_the_best_used(write_adapter):
-    found = msgspec.structs.replace(audit_adapter(write_adapter()), modules=many(560))
-    payload = lora_audit_metrics(found)
-    assert len(msgspec.json.encode(payload)) <= 56 * 1024
-    assert len(payload["modules"]) + payload["modules_omitted"] == 560
-    used = [row["utilization"] for row in payload["modules"]]
-    assert used == sorted(used)
-    assert used[-1] < found.modules[-1].utilization
 
 
 def test_the_payload_has_the_names_that_logs_in_the_wild_carry(write_adapter):
@@ -191,14 +156,13 @@ def test_an_appended_audit_is_an_event_of_the_runs_own(write_adapter, tmp_path):
         writer.train_step(1, loss=1.0)
         writer.run_end()
     before = TelemetryReader(log).summarize().last
-    found = msgspec.structs.replace(audit_adapter(write_adapter()), modules=many(560))
+    found = audit_adapter(write_adapter())
     append_audit(log, found)
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     assert lines[-1]["event"] == "metrics"
     assert lines[-1]["kind"] == "lora_audit"
     assert lines[-1]["run_id"] == before.run_id
     assert lines[-1]["metrics"]["stable_rank_mean"] == pytest.approx(found.summary.stable_rank_mean)
-    assert max(len(line) for line in log.read_bytes().splitlines()) < 64 * 1024
     assert TelemetryReader(log).summarize().last.run_id == before.run_id
 
 

@@ -10,6 +10,7 @@ import pytest
 from tables import every
 
 from gradience.configs.document import read_settings
+from gradience.folder.runs import read_run
 from gradience.schema.memory import Time
 from gradience.verbs.check.time import foretell_time
 from gradience.verbs.check.view import check_text
@@ -38,7 +39,7 @@ def log(tmp_path: Path) -> Path:
 
 def told(log: Path, adapter: dict[str, Any] | None = None, **changed: Any) -> Time | None:
     document = {**SETTINGS, "peft_config": None, **ADAPTER, **(adapter or {}), **changed}
-    return foretell_time(read_settings(document).config, [log])
+    return foretell_time(read_settings(document).config, [read_run(log)])
 
 
 @every(
@@ -72,8 +73,9 @@ def test_no_time_is_told_by_a_log_of_other_settings(log, changed, reason):
     assert (time.seconds_per_step, time.seconds, time.reason) == (None, None, reason)
 
 
-def test_without_a_log_that_has_its_time_there_is_none(tmp_path):
-    assert told(tmp_path / "trainer_state.json") is None
+def test_without_a_log_that_has_its_time_there_is_none(log):
+    log.write_text(json.dumps({"global_step": 1, "log_history": [{"step": 1, "loss": 2.0}]}))
+    assert told(log) is None
 
 
 def test_check_says_it_beside_the_memory(log, tmp_path):

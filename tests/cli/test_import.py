@@ -79,16 +79,6 @@ def test_a_log_of_ours_is_not_imported(folder, capsys) -> None:
     assert "is a log of gradience already" in capsys.readouterr().err
 
 
-def test_a_failure_leaves_nothing_behind(folder, capsys, monkeypatch) -> None:
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("os.fsync", full)
-    assert main(["import", str(folder)]) == 2
-    assert "No space left" in capsys.readouterr().err
-    assert sorted(p.name for p in folder.iterdir()) == ["adapter_config.json", "trainer_state.json"]
-
-
 def test_a_table_is_mapped_by_options(tmp_path, capsys) -> None:
     path = tmp_path / "log.csv"
     path.write_text("n,objective,held\n1,2.0,\n2,1.0,1.5\n")

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import io
 import json
-import subprocess
-import sys
 from importlib import import_module
 
 import pytest
@@ -28,33 +25,6 @@ def log(tmp_path):
     return path
 
 
-@every(
-    "arguments",
-    [
-        ["nope"],
-        ["monitor"],
-        ["monitor", "missing.jsonl"],
-        ["monitor", "missing.jsonl", "--gap-threshold", "x"],
-        ["monitor", "missing.jsonl", "--fail-on", "sometimes"],
-        ["audit"],
-        ["audit", "missing"],
-        ["audit", "a", "--peft-dir", "b"],
-        ["validate", "missing.jsonl"],
-        ["check", "--peft", "missing.json"],
-        ["check", "--no-such-flag"],
-        ["schema", "nothing"],
-    ],
-    ids=" ".join,
-)
-def test_bad_usage_is_one_line_on_stderr_and_a_two(arguments, capsys, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert main(arguments) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.count("\n") == 1
-    assert err.startswith("gradience: ")
-
-
 @every(("before", "after"), [(0, 0), (85, 0), (60, 120), (300, 60)])
 def test_an_errors_advice_shows_no_secret_even_where_it_is_cut(before, after):
     """The middle that is left out of a long text begins 80 characters from its start, and ends so far from its end."""
@@ -65,12 +35,6 @@ def test_an_errors_advice_shows_no_secret_even_where_it_is_cut(before, after):
     assert said.getvalue().startswith("gradience: it failed (")
     assert secret[:11] not in said.getvalue()
     assert secret[-11:] not in said.getvalue()
-
-
-def test_a_reader_that_goes_away_is_no_traceback(log):
-    shell = f"{sys.executable} -m gradience monitor {log} --verbose | head -n 1"
-    done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, check=False)
-    assert done.stderr == ""
 
 
 def test_a_command_that_is_given_again_keeps_nothing_of_what_it_was_given_first(log, capsys):
@@ -127,17 +91,6 @@ def test_an_error_that_the_user_can_mend_is_no_bug(monkeypatch, log, capsys, err
     monkeypatch.setattr("gradience.commands.output.leave_stdout", lambda: None)
     assert main(["monitor", str(log)]) == code
     assert capsys.readouterr().err.startswith(says)
-
-
-def test_ctrl_c_is_one_line_and_no_traceback(monkeypatch, capsys):
-    def interrupted() -> int:
-        raise KeyboardInterrupt
-
-    thresholds = gc.get_threshold()
-    monkeypatch.setattr(main_module, "main", interrupted)
-    assert main_module.script() == 130
-    assert capsys.readouterr().err == "gradience: interrupted\n"
-    gc.set_threshold(*thresholds)  # what it froze stays so: a collector that looks at it again costs all later tests
 
 
 @every("command", sorted(COMMANDS))

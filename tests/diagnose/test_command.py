@@ -17,10 +17,8 @@ from gradience.rules.judged import IDS
 from gradience.schema.diagnose import VERDICT_LABELS
 from gradience.schema.export import json_schema
 
-KINDS = ["masked_nan", "untrained", "overfit", "head_only", "healthy"]
 
-
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["masked_nan", "untrained", "healthy"])
 def test_json_is_one_valid_document_in_which_every_check_ran_or_is_listed_with_its_reason(trained, kind, capsys):
     assert main(["diagnose", str(trained(kind)), "--json"]) == 0
     document = json.loads(capsys.readouterr().out)

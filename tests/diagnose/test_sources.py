@@ -41,28 +41,32 @@ def record(path):
     return path
 
 
-def test_the_folder_s_own_adapter_goes_before_subfolders_and_checkpoints(tmp_path, adapter):
-    for name in ("", "peft", "checkpoint-9", "checkpoint-10"):
+JOINED = ["log and adapter are in different subfolders (logs, peft) and taken as one run's"]
+
+
+@every(
+    ("adapters", "logs", "weights", "log", "notes"),
+    [
+        (["", "peft", "checkpoint-9", "checkpoint-10"], [], "", None, []),  # its own first
+        (["checkpoint-10", "peft"], [], "peft", None, []),  # then the only one in a sub-folder
+        (["checkpoint-9", "checkpoint-100"], [], "checkpoint-100", None, []),  # then the last by number
+        (["peft"], ["logs"], "peft", "logs", JOINED),
+        ([""], ["logs"], "", "logs", []),
+        (["", "earlier"], ["earlier"], "", None, []),  # a whole run is not the log of the adapter above it
+    ],
+)
+def test_which_adapter_and_which_log_a_folder_has(adapters, logs, weights, log, notes, tmp_path, adapter):
+    for name in adapters:
         adapter(tmp_path / name)
-    found = find(tmp_path)
-    assert found.weights.path == tmp_path
-    assert "checkpoint-10" in found.weights.chosen
-    assert [c.step for c in found.checkpoints] == [9, 10]
-
-
-def test_the_only_subfolder_with_an_adapter_goes_before_checkpoints(tmp_path, adapter):
-    adapter(tmp_path / "checkpoint-10")
-    adapter(tmp_path / "peft")
-    assert find(tmp_path).weights.path == tmp_path / "peft"
-
-
-def test_else_the_last_checkpoint_by_number_is_taken_and_said(tmp_path, adapter):
-    adapter(tmp_path / "checkpoint-9")
-    adapter(tmp_path / "checkpoint-100")
+    for name in logs:
+        record(tmp_path / name / "run.jsonl")
     (tmp_path / "checkpoint-200").mkdir()  # killed before its weights were written
     found = find(tmp_path)
-    assert found.weights.path == tmp_path / "checkpoint-100"
-    assert "last checkpoint" in found.weights.chosen
+    assert (found.weights.path, found.log.path) == (tmp_path / weights, log and tmp_path / log)
+    assert found.notes == notes
+    steps = sorted(int(name.partition("-")[2]) for name in adapters if "-" in name)
+    assert [one.step for one in found.checkpoints if one.step < 200] == steps
+    assert ("last checkpoint" in found.weights.chosen) is bool(steps and weights)
 
 
 def test_of_several_adapters_in_subfolders_none_is_guessed(tmp_path, adapter):
@@ -135,29 +139,6 @@ def test_a_folder_of_one_run_is_that_run_and_of_two_the_user_s_choice(tmp_path, 
     assert f"{tmp_path} holds no run itself, and 2 folders in it do (a, b)" in asked.err
     assert main(["diagnose", str(tmp_path), "--json"]) == 2
     assert capsys.readouterr().out == ""
-
-
-def test_log_and_adapter_in_two_subfolders_are_joined_and_that_is_said(tmp_path, adapter):
-    record(tmp_path / "logs" / "run.jsonl")
-    adapter(tmp_path / "peft")
-    found = find(tmp_path)
-    assert (found.log.path, found.weights.path) == (tmp_path / "logs", tmp_path / "peft")
-    assert found.notes == ["log and adapter are in different subfolders (logs, peft) and taken as one run's"]
-
-
-def test_a_log_in_a_subfolder_beside_the_adapter_is_found(tmp_path, adapter):
-    adapter(tmp_path)
-    record(tmp_path / "logs" / "run.jsonl")
-    found = find(tmp_path)
-    assert (found.weights.path, found.log.path, found.notes) == (tmp_path, tmp_path / "logs", [])
-
-
-def test_a_whole_run_in_a_subfolder_is_not_the_log_of_the_adapter_above_it(tmp_path, adapter):
-    adapter(tmp_path)
-    record(tmp_path / "earlier" / "run.jsonl")
-    adapter(tmp_path / "earlier")
-    found = find(tmp_path)
-    assert (found.weights.path, found.log.path) == (tmp_path, None)
 
 
 @pytest.mark.parametrize("name", ["missing", "n" * 300, "nul\0"])

@@ -41,8 +41,6 @@ COMMANDS = {
     "import": ["import", "RUN", "--out", "OUT"],
 }
 
-BESIDE_BASE = {"check --base", "diagnose --base", "report --base"}
-
 FIRST_BYTES = {"is_log", "is_pointer", "_head", "require_file", "format_of"}
 TENSORS = {"load", "spectra", "factors_of", "_bytes", "file_digest"}
 DIGEST = "sha256_of"
@@ -53,9 +51,6 @@ AGAIN = {
     *("tokenizer.json", "tokenizer_config.json", "added_tokens.json"),  # by vocabulary and by prompt
 }
 """Files that are still read more than once."""
-AGAIN_BY_MEMORY = {"adapter_config.json"}  # what a step takes is foretold by the adapter's own config
-AGAIN_BY_CHECK = {"adapter_model.safetensors", "run.jsonl", "trainer_state.json", "training_args.json"}
-"""The same where a base is given: by the memory that is foretold, and by the coverage and the time of a check."""
 
 _SEEN: Counter[str] = Counter()
 _WATCHED: list[Path] = []
@@ -174,10 +169,8 @@ def test_each_file_is_read_once(tmp_path, watch, command, folder):
     base(model)
     places = {"RUN": run, "OTHER": other, "BASE": model, "OUT": tmp_path / "out.jsonl"}
     opened = watch(tmp_path, [str(places.get(word, word)) for word in COMMANDS[command]])
-    again = AGAIN | (AGAIN_BY_MEMORY if command in BESIDE_BASE else set())
-    again |= AGAIN_BY_CHECK if command == "check --base" else set()
     twice = {name for name, count in opened.items() if count > 1 and "out.jsonl" not in name}
-    assert {name for name in twice if Path(name.partition(" ")[0]).name not in again} == set()
+    assert {name for name in twice if Path(name.partition(" ")[0]).name not in AGAIN} == set()
 
 
 def test_the_counter_sees_what_is_read(tmp_path, watch):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 from hostile.inputs import adapter, base, factors
 
@@ -67,21 +65,3 @@ def test_force_replaces_what_the_verb_itself_wrote(run, place, verb):
     first = run(*VERBS[verb], "--out", "out")
     second = run(*VERBS[verb], "--out", "out", "--force")
     assert (first.code, second.code) == (0, 0)
-
-
-def test_force_replaces_a_folder_that_is_an_adapter_and_no_more(run, place):
-    out = adapter(place / "out", factors(r=3, seed=2), config={"r": 3})
-    assert run("resize", "a", "--rank", "2", "--out", "out", "--force").code == 0
-    assert json.loads((out / "adapter_config.json").read_text())["r"] == 2
-
-
-def test_what_cannot_be_written_leaves_the_old_adapter_in_place(run, place):
-    out = adapter(place / "out", factors(seed=2))
-    before = snapshot(out)
-    broken = "import resource, signal\nsignal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-    broken += "resource.setrlimit(resource.RLIMIT_FSIZE, (600, 600))\nimport sys\n"
-    broken += "sys.argv = ['gradience', 'resize', 'a', '--rank', '2', '--out', 'out', '--force']\n"
-    told = run(python=f"{broken}from gradience.cli.main import script\nraise SystemExit(script())\n")
-    assert told.refused
-    assert snapshot(out) == before
-    assert sorted(p.name for p in place.iterdir()) == ["a", "b", "base", "out"]

@@ -26,12 +26,7 @@ def broken(*given, **named): raise {error}("a bug")
 """
 BUGS = {
     "a printer that breaks": (PRINTER, ["rules"]),
-    "an encoder that breaks": (
-        BROKEN.format(module="msgspec.json", name="encode", error="KeyError"),
-        ["rules", "--json"],
-    ),
     "a recursion": (BROKEN.format(module="cyclopts", name="App.__call__", error="RecursionError"), ["rules"]),
-    "an assertion": (BROKEN.format(module="pathlib", name="Path.cwd", error="AssertionError"), ["check", "x.json"]),
 }
 
 
@@ -48,8 +43,3 @@ def test_a_bug_of_ours_has_an_exit_code_of_its_own_and_a_line_that_says_whose_it
 
 
 CALL = "from gradience.cli.main import script\nraise SystemExit(script())\n"
-
-
-def test_what_the_user_can_mend_is_no_bug_of_ours(run):
-    assert run("check", "nowhere.json").refused
-    assert run("monitor").refused

@@ -123,6 +123,7 @@ WRITING = {
     "report --force": ["report", ".", "--out", "old.html", "--force"],
     "import": ["import", "state", "--out", "out.jsonl"],
     "resize": ["resize", "a", "--rank", "2", "--out", "out"],
+    "resize --force": ["resize", "a", "--rank", "2", "--out", "b", "--force"],
     "convert": ["convert", "a", "--to", "mlx", "--out", "out"],
     "merge": ["merge", "a", "b", "--out", "out"],
     "audit --append": ["audit", "a", "--append", "run.jsonl"],

@@ -76,10 +76,8 @@ ON_ADAPTERS = (
 )
 RANKS = Group(
     {
-        "1 x 1 of rank 2000": sizes((1, 1, 2000)),
         "1 x 1 of rank 10000": sizes((1, 1, 10_000)),
         "4 x 8 of rank 20000": sizes((4, 8, 20_000)),
-        "64 x 1 of rank 3000": sizes((64, 1, 3000)),
         "fifty of 2 x 2, of rank 1000": sizes(*[(2, 2, 1000)] * 50),
     },
     ON_ADAPTERS,
@@ -131,10 +129,8 @@ TARGETS = Group(
 
 PATTERNS = {
     "groups of stars and a back-reference": r"((.*)(.*)(.*))((.*)(.*)(.*))((.*)(.*)(.*))(x)\13y",
-    "stars in groups in groups": r"(((.*)))(((.*)))(((.*)))(((.*)))(x)\13y",
     "stars in branches": r"(?:(.*)|b)(?:(.*)|b)(?:(.*)|b)(?:(.*)|b)(?:(.*)|b)(x)\6y",
     "a look-ahead": r"(?=(.*)(.*)(.*)(.*)(.*)y)x",
-    "a conditional": r"(a)?(?(1)(.*)(.*)(.*)(.*)(.*)y|z)",
     "counted repeats": r"(.{0,200})(.{0,200})(.{0,200})(.{0,200})(x)\5y",
     "optional letters": r"(x)?" + "a?" * 30 + "a" * 30 + r"\1y",
 }
@@ -153,7 +149,7 @@ IN_PATTERNS = Group(
             PATTERNS.items(), itertools.cycle(["rank_pattern", "alpha_pattern", "target_modules"]), strict=False
         )
     },
-    ("audit a", ON_BASE[0], "convert a --to mlx --out o"),
+    ("audit a", ON_BASE[0], "convert a --to mlx --out o") if SLOW else (ON_BASE[0],),
     meets_all=False,  # each takes the seconds that an expression is given
 )
 
@@ -171,10 +167,7 @@ def weighed(tensors: Any, at: Path, **config: Any) -> None:
 NUMBERS = Group(
     {
         "alpha 1e160": partial(weighed, None, lora_alpha=1e160),
-        "alpha -1e300": partial(weighed, None, lora_alpha=-1e300),
         "alpha 1e-320": partial(weighed, None, lora_alpha=1e-320),
-        "alpha of 300 digits": partial(weighed, None, lora_alpha=10**300),
-        "alpha_pattern 1e200": partial(weighed, None, alpha_pattern={"q_proj": 1e200}),
         "factors of 1e30": partial(weighed, factors(scale=1e30)),
         "factors of 1e-30": partial(weighed, factors(scale=1e-30)),
         "float64 factors of 1e200": partial(weighed, factors(scale=1e200, dtype=np.float64)),
@@ -214,8 +207,6 @@ SHAPES = Group(
     {
         "all differ": shaped({"q": (20, 12)}, {"q": (40, 24)}),
         "of three all differ": shaped({"q": (20, 12)}, {"q": (40, 24)}, {"q": (60, 36)}),
-        "of three the third is alone": shaped({"q": (20, 12)}, {"q": (20, 12)}, {"q": (60, 36)}),
-        "inputs differ": shaped({"q": (20, 12)}, {"q": (20, 24)}),
         "none is shared": shaped({"q": (20, 12)}, {"v": (20, 12)}),
         "one of two fits": shaped({"q": (20, 12), "v": (8, 8)}, {"q": (20, 12), "v": (9, 9)}),
     },
@@ -238,7 +229,6 @@ METADATA = {
     "long": '{"format": "pt", "x": "' + "y" * 100_000 + '"}',
     "a number": '{"x": 1}',
     "half a pair": '{"\\ud800": "a"}',
-    "a list": "[]",
     "a null": '{"a": null}',
 }
 
@@ -393,9 +383,7 @@ def yaml(key: str, value: str, at: Path) -> None:
 
 DIGITS = {
     "hexadecimal": "0x" + "f" * 4000,
-    "hexadecimal, longer": "0x" + "f" * 200_000,
     "octal": "0o" + "7" * 9000,
-    "old octal": "0" + "7" * 9000,
     "binary": "0b" + "1" * 20_000,
     "decimal": "9" * 5000,
     "decimal with underscores": "1" + "_000" * 2000,
@@ -568,9 +556,7 @@ DATABASES = Group(
 SETTINGS = Group(
     {
         "dotted keys": partial(written, "pyproject.toml", "# gradience\n" + ".".join("a" * 30_000) + "=1\n"),
-        "a header of dots": partial(written, "pyproject.toml", "# gradience\n[" + ".".join("a" * 120_000) + "]\n"),
         "arrays in arrays": partial(written, "gradience.toml", "a=" + "[" * 30_000 + "]" * 30_000 + "\n"),
-        "tables in tables": partial(written, "gradience.toml", "a=" + "{a=" * 20_000 + "1" + "}" * 20_000 + "\n"),
         "many dotted keys": partial(
             written,
             "pyproject.toml",
@@ -650,14 +636,12 @@ def ref(content: bytes, at: Path) -> Path:
 REFS = Group(
     {
         "out of the folder": partial(ref, b"../elsewhere"),
-        "out of the folder and down": partial(ref, b"../elsewhere/inner"),
         "an absolute path": partial(ref, b"/etc"),
         "the folder of snapshots itself": partial(ref, b"."),
         "not UTF-8": partial(ref, b"\xff\xfe\x00"),
         "a NUL": partial(ref, b"abc\0"),
         "a megabyte": partial(ref, b"a" * 1_000_000),
         "nothing": partial(ref, b""),
-        "two lines": partial(ref, b"abc\ndef\n"),
         "a pipe": lambda at: fifo(ref(b"abc", at)),
     },
     ("check --peft-dir a --base hub", "verify hub --base hub --adapter a"),

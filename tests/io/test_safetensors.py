@@ -81,12 +81,8 @@ HEADERS: dict[str, tuple[bytes, int, int, bool]] = {  # header, data, what is ad
     **{f"data of {more:+}": (AB, 12 + more, 0, more == 0) for more in (-1, 0, 1)},
     **{f"{n} bytes for two floats": (declared(a=entry([2, 1], 0, n)), n, 0, n == 8) for n in (7, 8, 9)},
     "not JSON": (b"{nonsense}", 0, 0, False),
-    "not UTF-8": (b'{"\xff\xfe": 1}', 0, 0, False),
-    "an array": (b"[]", 0, 0, False),
     "deep": (b"[" * 100_000 + b"]" * 100_000, 0, 0, False),
-    "deep in an entry": (b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", 0, 0, False),
     "an entry that is a text": (b'{"a": "b"}', 0, 0, False),
-    "an entry that is null": (b'{"a": null}', 0, 0, False),
     "an entry without a shape": (b'{"a": {"dtype": "F32", "data_offsets": [0, 0]}}', 0, 0, False),
     "metadata of numbers": (b'{"__metadata__": {"r": 4}}', 0, 0, False),
     "a hole": (declared(a=entry([1], 0, 4), b=entry([1], 8, 12)), 12, 0, False),
@@ -97,8 +93,6 @@ HEADERS: dict[str, tuple[bytes, int, int, bool]] = {  # header, data, what is ad
     "offsets beyond 64 bits": (declared(a=entry([2], 0, 10**30)), 8, 0, False),
     "a negative shape": (declared(a=entry([-1, -3], 0, 12)), 12, 0, False),
     "a negative axis of no bytes": (declared(a=entry([-1, 0], 0, 0)), 0, 0, False),
-    "a shape of floats": (declared(a=entry([2.5], 0, 8)), 8, 0, False),
-    "a first tensor that begins late": (declared(a=entry([2], 4, 12)), 12, 0, False),
 }  # fmt: skip
 
 
@@ -131,12 +125,6 @@ def test_a_damaged_header_is_refused_in_these_words(header, size, said, tmp_path
         SafetensorsFile(path)
     assert said in str(error.value)
     assert str(path) in str(error.value)
-
-
-def test_an_empty_tensor_between_others_is_read(tmp_path):
-    header = json.dumps({"a": entry([1], 0, 4), "b": entry([0, 3], 4, 4), "c": entry([1], 4, 8)}).encode()
-    file = SafetensorsFile(written(tmp_path / "a.safetensors", header, struct.pack("<ff", 1, 2)))
-    assert (file.read("a").tolist(), file.read("b").shape, file.read("c").tolist()) == ([1.0], (0, 3), [2.0])
 
 
 def test_tensors_may_be_declared_in_another_order_than_their_data(tmp_path):

@@ -28,21 +28,6 @@ def _vector(update: dict) -> np.ndarray:
     return np.concatenate([value.ravel() for _, value in sorted(update.items())])
 
 
-def test_signs_are_counted_over_every_entry_of_small_modules(save):
-    one, two, seen = save("one", seed=1), save("two", seed=2), []
-    report = merge_check(one.folder, two.folder, weights=[0.5, 0.25], progress=lambda *at: seen.append(at))
-    assert seen == [(n, len(report.modules), row.name) for n, row in enumerate(report.modules, 1)]
-    names = {f"{row.name}.weight" for row in report.modules}
-    first, second = ({k: v for k, v in s.update.items() if k in names} for s in (one, two))
-    x, y = 0.5 * _vector(first), 0.25 * _vector(second)
-    assert report.signs is not None
-    assert report.signs.conflict == pytest.approx(np.mean(x * y < 0.0), abs=1e-3)
-    cancelled = 1.0 - np.abs(x + y).sum() / (np.abs(x) + np.abs(y)).sum()
-    assert report.signs.cancelled == pytest.approx(cancelled, abs=1e-5)
-    assert report.signs.conflict_error == 0.0
-    assert report.signs.entries == report.signs.of == x.size
-
-
 @given(seed=st.integers(0, 50))
 def test_a_sample_of_rows_is_within_its_error_of_the_truth(seed):
     rng = np.random.default_rng(seed)
@@ -61,14 +46,6 @@ def _scaled(folder, factor: float) -> None:
 
 def _ids(report) -> set[str]:
     return {finding.id for finding in report.findings}
-
-
-def test_an_adapter_and_its_negative_are_opposed_and_cancel(save):
-    one, two = save("one", seed=1), save("two", seed=1)
-    _scaled(two.folder, -0.9)
-    report = merge_check(one.folder, two.folder)
-    assert _ids(report) == {"MRG401"}
-    assert report.pairs[0].cosine == pytest.approx(-1.0, abs=1e-6)
 
 
 @every(
@@ -172,14 +149,6 @@ def test_json_validates_fail_on_counts_and_text_shows_the_findings(save, capsys,
     text = capsys.readouterr().out
     assert "[WARNING] MRG401" in text
     assert "evidence: definition" in text
-
-
-def test_heads_that_differ_are_said_beforehand(save):
-    one, two = (save(name, seed=seed, modules_to_save=["classifier"]) for seed, name in enumerate(("one", "two")))
-    report = merge_check(one.folder, two.folder)
-    assert "classifier" in report.refused
-    assert "--heads-from" in report.refused
-    assert report.notes == []  # and not said twice
 
 
 def test_rules_are_selected_and_ignored_and_those_without_input_are_named(save, tmp_path):

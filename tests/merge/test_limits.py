@@ -13,8 +13,7 @@ import jsonschema
 import numpy as np
 import pytest
 from hand_made import adapter, diagonal, edited
-from peft import AdaLoraConfig
-from peft_models import made, merged_update
+from peft_models import merged_update
 from tables import every
 
 from gradience import AdapterError, MergeOptions, OptionError, OutputError, merge_adapters, merge_check
@@ -149,12 +148,6 @@ def test_what_is_more_than_s_b_a_is_refused_by_name_and_said_by_a_check(fields, 
         assert "b: the numbers are of s B A, which is not the whole of its update" in merge_check(one, two).notes
 
 
-def test_an_adapter_of_another_type_is_refused(save, tmp_path):
-    one = made(tmp_path / "b", AdaLoraConfig(init_r=4, total_step=10, target_modules=["q_proj"]))
-    with pytest.raises(AdapterError, match="ADALORA"):
-        merge_adapters([save("one").folder, one.folder])
-
-
 WHOLE = {  # what an adapter holds whole, and which weights that are
     "a head": ({"modules_to_save": ["classifier"]}, "classifier"),
     "biases": ({"bias": "all"}, "bias"),
@@ -175,15 +168,6 @@ def test_whole_tensors_that_differ_are_refused_unless_one_adapters_are_chosen(wh
         for name, value in merged_update(one.model, tmp_path / choice).items():
             truth = side.update[name] if part in name else (one.update[name] + two.update[name]) / 2
             np.testing.assert_allclose(value, truth, atol=1e-5, err_msg=name)
-
-
-def test_a_head_of_one_adapter_alone_is_carried_or_left_out(save, tmp_path):
-    one, two = save("one", seed=1, modules_to_save=["classifier"]), save("two", seed=2)
-    assert len(merge_adapters([one.folder, two.folder], tmp_path / "out").carried) == 2
-    update = merged_update(one.model, tmp_path / "out")
-    np.testing.assert_allclose(update["classifier.weight"], one.update["classifier.weight"], atol=1e-6)
-    assert len(merge_adapters([one.folder, two.folder], tmp_path / "bare", heads_from="B").dropped) == 2
-    assert "classifier" not in json.loads((tmp_path / "bare" / "adapter_config.json").read_text())["target_modules"]
 
 
 def two_of(folder, **config):

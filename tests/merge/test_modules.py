@@ -128,14 +128,6 @@ def test_what_cancels_loses_nothing_by_its_rounding(r, method):
     assert factors.b.shape[1] == (3 * r if method == "cat" else 1)
 
 
-@every("density", [0.5, 0.9, 0.95, 0.999])
-def test_under_a_density_of_one_every_entry_is_divided_by_it_or_dropped(density):
-    update = np.ones((40, 50), np.float32)
-    found = dropped(update, density, mask_generator(0, 0, "m"))
-    kept = mask_generator(0, 0, "m").random((40, 50), np.float32) < np.float32(density)
-    np.testing.assert_array_equal(found, np.where(kept, np.float32(1.0) / np.float32(density), 0.0))
-
-
 @every(
     ("base_name", "path", "found"),
     [

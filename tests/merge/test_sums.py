@@ -85,13 +85,6 @@ def test_sixteen_bit_adapters_stay_so_and_the_error_includes_the_rounding(save, 
         assert 1e-4 < seen < 1e-2
 
 
-def test_cat_of_powers_of_two_is_exact_in_sixteen_bits(save, tmp_path):
-    sides = [save(name, seed=seed, dtype=torch.bfloat16, lora_alpha=8) for seed, name in enumerate(("one", "two"))]
-    report = merge_adapters([s.folder for s in sides], method="cat", weights=[0.5, 0.25])
-    assert report.relative_error is not None
-    assert report.relative_error < 1e-7
-
-
 @given(
     seed=st.integers(0, 99),
     out=st.integers(1, 30),
@@ -109,9 +102,3 @@ def test_norm_distance_and_rank_are_those_of_the_dense_sum(seed, out, inner, r, 
     assert numerical_rank(*stacked) == 1
     assert numerical_rank(b, a) == np.linalg.matrix_rank(b @ a, rtol=1e-6)
     assert squared_distance((b, a), rest) == pytest.approx(np.sum((b @ a - dense) ** 2), rel=1e-9)
-
-
-def test_a_sum_that_is_rounding_alone_is_zero():
-    rng = np.random.default_rng(0)
-    b, a = rng.standard_normal((9, 3)), rng.standard_normal((3, 7))
-    assert squared_norm(np.hstack([b, -b]), np.vstack([a, a])) == 0.0

@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
 
-import pytest
 from tables import every
 
 from gradience.cli.main import main
@@ -50,35 +45,3 @@ def test_the_help_defines_each_criterion_by_its_formula(capsys):
     main(["resize", "--help"])
     text = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert "sum_{i<=k} sigma_i^2 >= ENERGY * sum sigma_i^2" in text
-
-
-SLOW = """
-import os, signal, sys, time
-signal.signal(signal.SIGINT, signal.default_int_handler)
-import gradience.verbs.resize.weights as weights
-fast = weights.reduced
-def slow(*arguments, **options):
-    os.write(1, b"begun\\n")  # several threads cut, and a line must stay one
-    time.sleep(600)
-    return fast(*arguments, **options)
-weights.reduced = slow
-from gradience.cli.main import script
-sys.exit(script())
-"""
-
-
-@pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, None), *([(signal.SIGTERM, 143)] if os.environ.get("GRADIENCE_SLOW") else [])]
-)
-def test_an_end_by_signal_leaves_nothing_behind(pair, tmp_path, number, code):
-    command = [sys.executable, "-c", SLOW, "resize", str(pair.folder), "--out", str(tmp_path / "out"), "--rank", "2"]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env={**os.environ, "JAX_PLATFORMS": "cpu"}
-    )
-    assert process.stdout.readline() == b"begun\n"
-    assert any(p.name.startswith(".out.partial") for p in tmp_path.iterdir())
-    process.send_signal(number)
-    status = process.wait(300)
-    process.stdout.close()
-    assert status == code if code else status != 0
-    assert not [p.name for p in tmp_path.iterdir() if "out" in p.name]

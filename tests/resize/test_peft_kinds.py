@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from hand_made import WEIGHTS, best, config_of, tensors_of
+from hand_made import WEIGHTS, best, config_of
 from jsonschema import Draft202012Validator
-from peft import AdaLoraConfig, LoHaConfig, LoraConfig
-from peft.tuners.lora.config import BdLoraConfig, KasaConfig
+from peft import LoHaConfig, LoraConfig
 from peft_models import Net, same
 from safetensors.torch import load_file
 from tables import once
@@ -105,14 +104,6 @@ def test_replicated_layers_keep_a_rank_each(make, tmp_path):
     ("config", "says"),
     [
         (LoraConfig(r=4, target_modules=LINEAR, init_lora_weights="pissa"), "pissa"),
-        (LoraConfig(r=4, target_modules=LINEAR, init_lora_weights="olora"), "olora"),
-        (LoraConfig(r=4, target_modules=LINEAR, kasa_config=KasaConfig()), "KaSA"),
-        (
-            LoraConfig(r=4, target_modules=LINEAR,
-                use_bdlora=BdLoraConfig(target_modules_bd_a=["q_proj"], target_modules_bd_b=["up_proj"], nblocks=2)),
-            "BD-LoRA",
-        ),
-        (AdaLoraConfig(init_r=6, target_modules=LINEAR, total_step=10), "ADALORA"),
         (LoHaConfig(r=3, target_modules=LINEAR), "LOHA"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -175,21 +166,6 @@ def test_the_suggested_ranks_are_exactly_the_ones_that_result(make, tmp_path):
     ranks = [row.rank for row in audit_adapter(attention.folder, suggest_per_layer=True).per_layer.modules]
     report = resize_adapter(attention.folder, like_suggested=True)
     assert {row.rank_after for row in report.modules} == {max(ranks)}  # one config for both of its pairs
-
-
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("float16", 2e-3), ("bfloat16", 2e-2)])
-def test_the_dtype_of_the_factors_is_as_asked_or_as_it_was(pair, tmp_path, dtype, tolerance):
-    for name, given in (("wide", None), ("out", dtype)):
-        resize_adapter(pair.folder, tmp_path / name, rank=3, dtype=given)
-    assert {tensor.dtype.name for tensor in tensors_of(tmp_path / "out").values()} == {dtype}
-    wide, out = pair.update(tmp_path / "wide"), pair.update(tmp_path / "out")
-    assert all(same(out[name], wide[name], wide[name], tolerance) for name in wide)
-    resize_adapter(tmp_path / "out", tmp_path / "again", rank=2)  # a resize of a resize is the resize
-    assert {tensor.dtype.name for tensor in tensors_of(tmp_path / "again").values()} == {dtype}
-    if dtype == "float32":
-        resize_adapter(pair.folder, tmp_path / "direct", rank=2)
-        two, direct = pair.update(tmp_path / "again"), pair.update(tmp_path / "direct")
-        assert all(same(two[name], direct[name], direct[name]) for name in direct)
 
 
 def test_torchs_own_file_becomes_a_safetensors_file(make, tmp_path):

@@ -17,7 +17,7 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tables import few
+from tables import every, few
 
 import gradience
 from gradience import audit_arrays, spectral
@@ -30,13 +30,11 @@ ROOT = Path(gradience.__file__).parent
 FOUR = """
 import json, sys
 import jax, numpy as np
-if sys.argv[1] == "accelerators":
-    jax.lax.platform_dependent = lambda *stacks, cpu, default: default(*stacks)
+jax.lax.platform_dependent = lambda *stacks, cpu, default: default(*stacks)
 from gradience.spectral import batch, devices
 from gradience.spectral.grams import Factors
 
-if sys.argv[1] == "accelerators":
-    batch.devices = batch.devices_of_float64 = jax.local_devices
+batch.devices = batch.devices_of_float64 = jax.local_devices
 
 def case(seed):
     rng = np.random.default_rng(seed)
@@ -70,19 +68,24 @@ def case(seed: int) -> Factors:
     return Factors(rng.standard_normal((40 + seed % 3, 6)), rng.standard_normal((6, 90)), 0.5)
 
 
-@pytest.mark.parametrize(("kind", "used"), [("accelerators", [0, 1, 2, 3]), ("cpu", [0])])
-def test_four_devices_give_the_numbers_of_one_and_each_computes_its_part_but_those_of_a_cpu_share_its_cores(kind, used):
+def test_four_devices_give_the_numbers_of_one_and_each_computes_its_part():
     settings = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
     settings["PJRT_NPROC"] = "64"  # batched calls, as an accelerator makes them, wait for threads of a CPU's pool
-    done = subprocess.run(
-        [sys.executable, "-c", FOUR, kind], env=os.environ | settings, capture_output=True, text=True, check=True
-    )
+    program = [sys.executable, "-c", FOUR]
+    done = subprocess.run(program, env=os.environ | settings, capture_output=True, text=True, check=True)
     by_grams, by_qr, devices_of_grams, devices_of_qr = json.loads(done.stdout)
-    assert devices_of_grams == devices_of_qr == used
+    assert devices_of_grams == devices_of_qr == [0, 1, 2, 3]
     alone = spectra([lambda seed=seed: case(seed) for seed in range(13)])
     for place, one in enumerate(alone):
         assert by_grams[place] == pytest.approx(one.sigma, rel=1e-12)
         assert by_qr[place] == pytest.approx(one.sigma, rel=1e-12)
+
+
+@every(("platform", "used"), [("cpu", 1), ("gpu", 4), ("tpu", 4)])
+def test_the_devices_of_a_cpu_share_its_cores_and_are_used_as_one(platform, used, monkeypatch):
+    local = [SimpleNamespace(platform=platform, id=n) for n in range(4)]
+    monkeypatch.setattr(jax, "local_devices", lambda *, backend: local)
+    assert devices.devices() == local[:used]
 
 
 @pytest.mark.parametrize("size", few([1e-30, 1e-6, 1.0, 1e30], each=3))

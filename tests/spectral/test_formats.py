@@ -47,12 +47,6 @@ def test_each_entry_becomes_the_nearest_level_of_its_block(name, size, levels):
         assert len(np.unique(stored)) <= len(grid)
 
 
-def test_the_books_of_4_bits_have_zero_and_reach_one():
-    assert [len({*book}) for book in (NF4, FP4)] == [16, 15]  # the code of minus zero is one of FP4's sixteen
-    for book in (NF4, FP4):
-        assert (max(np.abs(book)), 0.0 in book) == (1.0, True)
-
-
 def test_the_eight_codes_of_a_word_of_awq_go_to_their_columns_and_down_the_rows():
     """AutoAWQ packs columns 0, 2, 4, 6, 1, 3, 5, 7 from the lowest bits on; every bit of every word is drawn."""
     words = RNG.integers(0, 1 << 32, size=(16, 3), dtype=np.uint32)

@@ -123,8 +123,9 @@ os.sched_setaffinity(0, {int(core) for core in sys.argv[1:]})  # before JAX coun
 import jax.numpy as jnp
 jnp.ones(3).block_until_ready()
 import numpy as np
-import gradience
-
+import gradience, gradience.verbs.audit.run
+print("ready", flush=True)
+sys.stdin.readline()
 rng, many = np.random.default_rng(0), {8: 200, 64: 200, 96: 60}  # modules by rank: several calls of each
 modules = {
     f"{rank}.{i}": (rng.normal(size=(rank, rank + 9)), rng.normal(size=(rank + 5, rank)))
@@ -140,12 +141,15 @@ def test_many_ranks_are_measured_where_jax_was_started_first_and_the_cores_are_b
     cores = [str(core) for core in sorted(os.sched_getaffinity(0))[:2]]
     bare = {name: value for name, value in os.environ.items() if name != "PJRT_NPROC"}
     spin = "import os, sys\nos.sched_setaffinity(0, {int(sys.argv[1])})\nwhile os.getppid() == int(sys.argv[2]): pass"
-    busy = [subprocess.Popen([sys.executable, "-c", spin, core, str(os.getpid())]) for core in cores]
-    try:
-        for _ in range(20 if os.environ.get("GRADIENCE_SLOW") else 1):
-            program = [sys.executable, "-c", IN_A_PROGRAM_THAT_STARTED_JAX, *cores]
-            subprocess.run(program, env=bare, check=True, timeout=120)
-    finally:
-        for one in busy:
-            one.kill()
-            one.wait()
+    program, pipe = [sys.executable, "-c", IN_A_PROGRAM_THAT_STARTED_JAX, *cores], subprocess.PIPE
+    for _ in range(20 if os.environ.get("GRADIENCE_SLOW") else 1):
+        with subprocess.Popen(program, env=bare, stdin=pipe, stdout=pipe) as run:
+            assert run.stdout.readline() == b"ready\n"
+            busy = [subprocess.Popen([sys.executable, "-c", spin, core, str(os.getpid())]) for core in cores]
+            try:
+                run.communicate(b"\n", timeout=120)
+            finally:
+                for one in (run, *busy):
+                    one.kill()
+                    one.wait()
+        assert run.returncode == 0

@@ -109,7 +109,6 @@ Q = "--lora-target-modules q_proj"
         ("half", "sglang", [], "wrong_scale", "sglang", f"Foretold is another scale, 0.354 of its own: {SCALED}", ")"),
         ("plain scale", "org", ["--serve", "tensorrt@0.10"], "wrong_scale", "tensorrt@0.10",
          "Foretold: TensorRT-LLM misreads use_rslora", "issues/1668)"),
-        ("plain scale", "vllm", [], "wrong_scale", "vllm@0.28.0", "Nothing ", "vllm@0.28.0)"),
         ("base", "x", ["--serve", "mlx@0.31.3"], "the_base", "mlx@0.31.3", "Foretold: MLX-LM leaves out every adapter",
          "issues/1745)"),
         ("base", "vllm", ["--server-flags", "--max-lora-rank 1"], "the_base", "vllm@0.28.0",

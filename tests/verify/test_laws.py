@@ -85,12 +85,6 @@ def test_the_merge_of_another_adapter_is_other(seed, base, merged):
     assert verdict_on(Case(case.w, m, base, merged, case.delta), module_of(1.5, 3)).verdict == "other"
 
 
-@given(SEEDS, FLOATS)
-def test_what_was_merged_twice_is_of_factor_two(seed, base):
-    judged = verdict_on(with_merge(case_of(seed, base, base, strength=0.5), base, times=2), module_of(1.5, 3))
-    assert (judged.verdict, judged.factor) == ("scaled", 2.0)
-
-
 def sequential(b, a):
     """One product after the other, each rounded, as without fused multiply-add."""
     total = np.zeros((len(b), a.shape[1]), np.float32)

@@ -106,7 +106,15 @@ def adapter_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """
     refuse_special(folder)
     raw = read_small(Path(folder) / ADAPTER_CONFIG, most=_MOST_CONFIG, what="an adapter's config")
-    fields = decode_json(raw, dict[str, Any])
+    return refuse_foreign(decode_json(raw, dict[str, Any]))
+
+
+def refuse_foreign(fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields of an adapter's config that PEFT may be given.
+
+    Raises:
+        ValueError: they name a Python module to be imported, or other adapters.
+    """
     if named := [name for name in _IMPORTING if fields.get(name)]:
         raise ValueError(f"its config has {named[0]}, for which PEFT imports a module of any name")
     if fields.get("peft_type") == _OF_OTHERS:

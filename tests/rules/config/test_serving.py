@@ -96,7 +96,7 @@ def test_without_an_engine_nothing_is_said_and_a_strange_one_is_refused(tmp_path
 
 LORA = {"r": 8, "alpha": 16.0, "target_modules": ["q_proj", "v_proj"]}
 LLAMA = Coverage(base="b", model_type="llama", layout="transformers 5", modules=1, layers=1, layers_total=1)
-WHISPER = msgspec.structs.replace(LLAMA, model_type="whisper")
+VIT = msgspec.structs.replace(LLAMA, model_type="vit")
 MOVED = Moved("model", "model.language_model", saved=True)
 PLAIN = CheckContext(coverage=LLAMA)
 
@@ -114,6 +114,7 @@ SHOWN = {  # a feature: settings or surroundings that show it, and those like th
     "alpha_pattern": ({"alpha_pattern": {"q_proj": 4.0}}, {"alpha_pattern": {}}),
     "token_rows": ({"extras": {"trainable_token_indices": [1]}}, {"extras": {"trainable_token_indices": []}}),
     "new_rows": (PLAIN._replace(new_rows=("<x>",)), PLAIN),
+    "rotated": ({"target_modules": ["k_proj", "o_proj"]}, {"target_modules": ["v_proj", "o_proj"]}),
     "some_layers": (_held(language=["m.0.q_proj", "m.1.q_proj", "m.0.v_proj"]),
         _held(language=["m.0.q_proj", "m.1.q_proj", "m.0.v_proj", "m.1.v_proj"])),
     "targets": ({"target_modules": ["q_proj", "a.wqkv"]}, {"target_modules": ["a.q_proj", "o_proj"]}),
@@ -121,8 +122,8 @@ SHOWN = {  # a feature: settings or surroundings that show it, and those like th
     "tied_head": (_held(tied_head=["lm_head"]), _held(head=["lm_head"])),
     "expression": ({"target_modules": ".*q_proj"}, {"target_modules": "all-linear"}),
     "prefix": (PLAIN._replace(moved=MOVED), PLAIN._replace(moved=MOVED._replace(saved=False))),
-    "base": (PLAIN._replace(coverage=WHISPER), PLAIN),
-    "model": (PLAIN._replace(coverage=WHISPER), PLAIN),
+    "base": (PLAIN._replace(coverage=VIT), PLAIN),
+    "model": (PLAIN._replace(coverage=VIT), PLAIN),
     "start": ({"init": "pissa"}, {"init": "gaussian"}),
     "absent": (_held()._replace(absent=frozenset({"model.layers.0.self_attn.q_proj"})),
         _held()._replace(absent=frozenset({"model.layers.1.self_attn.q_proj"}))),
@@ -134,6 +135,7 @@ SHOWN = {  # a feature: settings or surroundings that show it, and those like th
         _held(experts=["m.mlp.experts.0.up_proj"])),
     "expert_scale": ({"use_rslora": True, "extras": {"target_parameters": ["mlp.experts.up_proj"]}},
         {"use_rslora": True}),
+    "single_experts": (_held(experts=["m.mlp.experts.0.up_proj"]), _held(expert_parameters=["m.mlp.experts"])),
     "tower": (_held(tower=["visual.blocks.0.attn.qkv"]), _held()),
     "unnamed": (_held()._replace(flags={"lora-target-modules": ("o_proj", "gate_up_proj")}),
         _held()._replace(flags={"lora-target-modules": ("o_proj", "qkv_proj")})),
@@ -152,6 +154,8 @@ def _facts(shown: dict[str, object] | CheckContext | str, base: Dimensions | Non
     extras = {"format": shown} if isinstance(shown, str) else {}
     lora = LORA | (shown if isinstance(shown, dict) else {})
     around = shown if isinstance(shown, CheckContext) else PLAIN
+    if base is not None and around.coverage is not None:
+        around = around._replace(coverage=msgspec.structs.replace(around.coverage, model_type=base.model_type))
     return Facts(msgspec.convert({"lora": lora, "extras": extras}, ConfigSnapshot), around=around._replace(model=base))
 
 
@@ -161,10 +165,13 @@ BASES = {"bitsandbytes": Dimensions("qwen3_moe", quant_method="bitsandbytes"), N
 @every("fact", FACTS, ids=lambda fact: f"{fact.row.engine}-{fact.feature}")
 def test_a_fact_applies_to_an_adapter_with_the_feature_and_not_to_its_twin(fact) -> None:
     (shown, twin), row = SHOWN[fact.feature], fact.row
-    base = Dimensions(row.models[0]) if row.models else BASES[row.beside]
+    about = [*sorted(row.types), *row.models]
+    base = Dimensions(about[0]) if about else BASES[row.beside]
     assert fact.applies(_facts(shown, base))
     assert twin is None or not fact.applies(_facts(twin, base))  # without a twin it is of every adapter
-    assert fact.applies(_facts(shown)) == (row.beside is None and not row.models)
+    assert fact.applies(_facts(shown)) == (
+        row.beside is None and not row.models and (not row.types or "llama" in row.types)
+    )
 
 
 def test_experts_are_refused_beside_a_base_in_bitsandbytes_by_its_config_or_its_name() -> None:
@@ -183,7 +190,7 @@ def test_a_command_has_a_place_for_each_adapter_or_names_the_first_and_what_is_u
         assert not process.padded or {"{rank}", "{slots}"} <= set(re.findall(r"\{\w+\}", process.command))
         assert process.source.url.startswith("https://github.com/")
     rows = (fact.row for fact in FACTS if fact.feature in ENGINES[name].unknown and fact.row.engine == name)
-    assert all(row.beside or row.models for row in rows)
+    assert all(row.beside or row.models or row.since or row.until for row in rows)
     assert set(ENGINES[name].unknown) <= set(FEATURES)
 
 
@@ -214,6 +221,7 @@ def test_a_finding_names_the_conversion_that_mends_it() -> None:
         "alpha_pattern": "gradience convert ADAPTER --to mlx",
         "prefix": "gradience convert ADAPTER --to peft",
         "modules_to_save": None,
+        "rotated": "make a GGUF of it with llama.cpp's converter, which regroups lora_B",
     }
     assert str(mends["prefix"]).endswith(" --rename language_model=")
     prefix = next(item.message for item in seen if item.values["feature"] == "prefix")
@@ -242,6 +250,33 @@ def test_an_engine_may_have_a_version_and_what_no_row_is_of_is_not_judged() -> N
     assert item.message == (
         "TensorRT-LLM 1.1 is not judged: what is known of TensorRT-LLM was read of 0.9 to 1.0, and not of 1.1"
     )
+
+
+@every(
+    ("base", "modules", "engines", "told"),
+    [
+        ("openai/whisper-small", "q_proj v_proj", "vllm vllm@0.17 vllm@0.18 llamacpp lorax",
+            "SRV005 SRV001 - SRV001 SRV001"),
+        ("google-bert/bert-base-uncased", "query value", "vllm llamacpp mlx", "SRV001 SRV005 SRV001"),
+        ("bigscience/bloom-1b1", "query_key_value", "vllm llamacpp lorax tensorrt", "SRV001 - - SRV001,SRV005"),
+        ("Qwen/Qwen2.5-7B", "q_proj v_proj", "vllm llamacpp lorax tensorrt", "- - - -"),
+        ("Qwen/Qwen3-8B", "q_proj v_proj", "vllm lorax", "- SRV001"),
+        ("bigcode/starcoder2-3b", "c_fc", "vllm ollama sglang", "- SRV006 SRV005"),
+        ("openai-community/gpt2", "c_attn", "vllm llamacpp sglang", "SRV001 - SRV001"),
+        ("meta-llama/Llama-3.1-8B", "q_proj o_proj", "ollama", "SRV002"),
+        ("meta-llama/Llama-3.1-8B", "o_proj up_proj", "ollama", "-"),
+        ("meta-llama/Llama-3.1-8B", "wqkv", "ollama", "SRV001"),
+        ("google/gemma-2-9b", "q_proj v_proj", "ollama", "-"),
+        ("Qwen/Qwen2.5-7B", "c_attn", "ollama", "SRV006"),
+    ],
+)  # fmt: skip
+def test_the_types_of_bases_that_an_engine_takes(base, modules, engines, told) -> None:
+    config = {"model_name": base, "lora": LORA | {"target_modules": modules.split()}}
+    for engine, ids in zip(engines.split(), told.split(), strict=True):
+        report = check_config(config, serve=[engine], select=["SRV"])
+        found = sorted(item.id for item in [*report.findings, *report.readings])
+        is_mlx = engine == "mlx"  # which reads another file, too
+        assert found == [*([] if ids == "-" else ids.split(",")), *["SRV006"] * is_mlx], engine
 
 
 def test_flags_of_the_server_decide_on_modules_and_ranks() -> None:

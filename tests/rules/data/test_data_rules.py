@@ -138,6 +138,7 @@ def test_a_data_set_without_a_fault_has_no_finding() -> None:
         ("DAT306", seen(answer_cut=60, answer_lost=49), "warning", {}),
         ("DAT306", seen(answer_cut=60, answer_lost=50), "error", {}),
         ("DAT307", seen(end_supervised=0), "error", seen(end_supervised=500)),
+        ("DAT307", seen(end_supervised=0, labels_differ=499), "error", seen(end_supervised=0, labels_differ=500)),
         ("DAT307", seen(end_supervised=499), "warning", seen(end_supervised=500)),
         ("DAT307", seen({"turn_end": "<|eot|>"}, end_supervised=0), "warning", {}),
         ("DAT308", seen(TOKENISED, end_masked=500), "error", seen(TOKENISED, end_masked=499)),
@@ -359,7 +360,7 @@ TWO: dict[str, Any] = {**LABELLED, "labels": {"7": 18, "0": 2}, "labels_total": 
          "error: 1 of 20 rows (5 %: 1) have a label that is not one of 0 to 2"),
         ("DAT316", seen({**TWO, "num_labels": None}, label_out_of_range=1),
          "error: 1 of 20 rows (5 %: 1) have a label below 0"),
-        ("DAT316", {**TWO, "trainer": "kto"}, "? the rows are not classified"),
+        ("DAT316", {**TWO, "trainer": "reward"}, "? the rows are not classified"),
         ("DAT312", same(20, of=40), "warning: 50% of 40 answers are the same text"),
         # a sample that shows duplicates is judged, one that shows none is not
         ("DAT313", {"sampled": True, "seen": {"duplicate": 10}},

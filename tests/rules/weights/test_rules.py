@@ -22,7 +22,7 @@ from gradience.schema.audit import (
 
 def compared(*, stored="BF16", cosine=0.4, changed=0.1, dtype="bfloat16", **fields) -> BaseComparison:
     return BaseComparison(
-        weight="w", dtype=stored, update="factors", spectral_norm=1.0, frobenius_norm=1.0, update_spectral_norm=1.0,
+        weight="w", dtype=stored, update="factors", spectral_norm=1.0, frobenius_norm=1.0,
         update_frobenius_norm=1.0, survival=MergeSurvival(dtype=dtype, changed=changed, cosine=cosine, gain=1.0),
         **fields,
     )  # fmt: skip

@@ -80,7 +80,8 @@ class Reading(_Row, frozen=True):
     beside: Literal["bitsandbytes"] | None = None
     """What the base has to be stored in."""
     models: tuple[str, ...] = ()
-    """Model types that it is about, by their beginning; all if empty."""
+    types: frozenset[str] = frozenset()
+    """Model types that it is about, by the beginning of the type or the base's name, or by the whole type; else all."""
     since: str = ""
     """The first version that does so."""
     until: str = ""
@@ -101,7 +102,8 @@ class Reading(_Row, frozen=True):
         if self.unless in facts.around.flags or (self.beside is not None and not _in_bitsandbytes(facts)):
             return False
         named = facts.model_type or (facts.config.model_name or "").rpartition("/")[2]
-        return not self.models or _letters(named).startswith(self.models)
+        is_typed = not self.types or frozenset() < base_types(facts) <= self.types
+        return is_typed and (not self.models or _letters(named).startswith(self.models))
 
 
 class ServeFact(NamedTuple):
@@ -251,10 +253,9 @@ FACTS: Final = tuple(
 _FACTORS: Final = ("language", "tower", "experts", "expert_parameters", "embedding", "head", "tied_head")
 _BESIDE: Final = frozenset({"magnitudes", "biases"})  # groups of modules that have factors, too
 _BASES: Final = frozenset({"base", "model"})  # features that a row's `only` tells the base's types of
+_ROTATED: Final = frozenset({"q_proj", "k_proj"})  # modules whose outputs are rotated by position
 _OUTER: Final = frozenset({"embed_tokens", "lm_head"})
-_LINEAR: Final = frozenset(  # of a Llama's block
-    {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
-)
+_LINEAR: Final = _ROTATED | {"v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}  # of a Llama's block
 _ASKED: Final[dict[Feature, Callable[[Facts], bool]]] = {
     "bias": lambda facts: shows("base_bias", facts) or bool(_stated(facts.config.lora, "lora_bias")),
     "base_bias": lambda facts: facts.config.lora.bias not in {None, "none"},
@@ -265,6 +266,7 @@ _ASKED: Final[dict[Feature, Callable[[Facts], bool]]] = {
         isinstance(facts.config.lora.target_modules, str) and not _names(facts.config.lora.target_modules)
     ),
     "prefix": lambda facts: facts.around.moved is not None and facts.around.moved.saved,
+    "rotated": lambda facts: not _ROTATED.isdisjoint(_names(facts.config.lora.target_modules)),
     "some_layers": lambda facts: _names_layers(facts),  # noqa: PLW0108  # defined below
     "fraction": lambda facts: isinstance(facts.config.lora.alpha, float) and not facts.config.lora.alpha.is_integer(),
     "peft_format": lambda facts: facts.config.extras.get("format") != "mlx-lm",
@@ -407,6 +409,7 @@ _WHICH: Final[dict[Feature, Callable[[Facts], Callable[[str], bool]]]] = {
     "alpha_pattern": lambda facts: _other_by(facts.config.lora.alpha_pattern, facts.config.lora.alpha, facts),
     "prefix": _moved,
     "absent": lambda facts: facts.around.absent.__contains__,
+    "rotated": lambda _: lambda name: _leaf(name) in _ROTATED,
     "some_layers": _lacking,
     "unwrapped": lambda facts: lambda name: facts.around.coverage is None and "language_model." not in name,
     "expert_scale": _held_in("experts", "expert_parameters"),
@@ -533,8 +536,7 @@ class Part(NamedTuple):
     @property
     def updates(self) -> list[str]:
         """The modules whose update is concerned, each once."""
-        found = (one for group, modules in self.modules.items() if group not in _BESIDE for one in modules)
-        return list(dict.fromkeys(found))
+        return list(dict.fromkeys(one for group, held in self.modules.items() if group not in _BESIDE for one in held))
 
     def share(self, modules: Sequence[str], facts: Facts) -> float | None:
         """Of the update's energy what some of its modules hold; None if it cannot be told, or nothing is lost."""
@@ -686,8 +688,9 @@ def base_unknown(name: str, facts: Facts) -> str:
     types, (engine, version) = base_types(facts), _versioned(name)
     of_bases = (fact for fact in FACTS if fact.feature in _BASES and fact.row.engine == engine)
     for fact in of_bases:
-        if fact.row.holds_in(version) and (not types or (types - fact.row.only and types & fact.row.only)):
-            return f"the base's type is not known here (--base): {fact.says}"
+        some = fact.effect != "unknown" and fact.row.holds_in(version)
+        if some and (not types or (types - fact.row.only and types & fact.row.only)):
+            return f"the base's type is not known here (--base), and it takes some alone ({fact.row.source.url})"
     return ""
 
 

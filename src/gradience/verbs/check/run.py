@@ -28,11 +28,11 @@ from gradience.configs.files import HasToDict
 from gradience.configs.settings import Layer, keys_of, line_of, stack, stated_fields
 from gradience.configs.training import PICKLE_NAME, STATE_NAME, completed, read_training_dir, read_training_object
 from gradience.configs.values import short_name
-from gradience.errors import AdapterError, ConfigError, MissingBaseError
+from gradience.errors import AdapterError, ConfigError, GradienceError, MissingBaseError
 from gradience.folder import Documents, open_run
 from gradience.folder.beside import base_of
 from gradience.folder.found import weights_alone
-from gradience.folder.prompts import prompt_links
+from gradience.folder.prompts import PromptLink, commanded, prompt_links
 from gradience.io import CHECKPOINT_PREFIX
 from gradience.io.reading import real_path
 from gradience.ranges import Positive, VerbOptions, Whole
@@ -52,6 +52,7 @@ from gradience.schema.reports import CHECK_SCHEMA_ID, CheckReport, DataReport, I
 _NOT_CONFIGURATION = {"base", "settings", "data", "eval data", "tokenizer"}
 _OF_CONFIGURATION = frozenset(rule.id for rule in RULES)
 _TWO_ENDS = 2  # what was trained, and what is served
+_STARTS = {"vllm": "vllm serve", "sglang": "sglang serve", "llamacpp": "llama-server"}
 _YAML = frozenset({".yaml", ".yml"})
 _OF_PROMPT = frozenset({"adapter", "config", "training"})  # roles of files beside which the prompt is looked for
 _OF_FILES = frozenset((*(rule.id for rule in FILE_RULES), *(rule.id for rule in PROMPT_RULES)))
@@ -280,17 +281,25 @@ def check_config(
             message, advice="give a config file, --adapter, --training-dir, or settings such as --set lr=1e-4"
         )
     of_config = {rule: reason for rule, reason in unwanted.items() if rule in _OF_CONFIGURATION}
-    report = judged(whole, given, given.folders, unwanted=of_config, around=when_of(whole, given.stated))
+    report = judged(whole, given, unwanted=of_config, around=when_of(whole, given.stated))
     return with_files(report, given, whole, unwanted)
 
 
-def with_files(report: CheckReport, given: CheckOptions, whole: Layer, unwanted: Mapping[str, str]) -> CheckReport:
+def with_files(
+    report: CheckReport, given: CheckOptions, whole: Layer, unwanted: Mapping[str, str], rows: PromptLink | None = None
+) -> CheckReport:
     """The report with what the rules on the files beside the configuration say: the adapter's, and the prompt."""
     of_files = {rule: reason for rule, reason in unwanted.items() if rule in _OF_FILES}
-    return _with_prompt(_with_adapter(report, given, whole, of_files), given, whole, of_files)
+    known = [] if rows is None or rows.system is None else [rows]
+    for engine in given.serve:
+        command = f"{_STARTS.get(engine.partition('@')[0], '')} {given.server_flags}"
+        known += commanded(command, Path(), f"--serve {engine}")
+    return _with_prompt(_with_adapter(report, given, whole, of_files), given, whole, of_files, known)
 
 
-def _with_prompt(report: CheckReport, given: CheckOptions, whole: Layer, unwanted: Mapping[str, str]) -> CheckReport:
+def _with_prompt(
+    report: CheckReport, given: CheckOptions, whole: Layer, unwanted: Mapping[str, str], known: Iterable[PromptLink]
+) -> CheckReport:
     """The report with what the rules on the prompt say, if two files beside the configuration state something of it."""
     files = [Path(source.path) for source in whole.sources if source.role in _OF_PROMPT]
     places = [path.parent for path in files if path.is_file()]
@@ -298,8 +307,8 @@ def _with_prompt(report: CheckReport, given: CheckOptions, whole: Layer, unwante
         places += [place / whole.output_dir for place in places[:1]]
     base = None if given.base is None else Path(given.base)
     recipes = [path for path in files if path.suffix in _YAML]
-    links = prompt_links(dict.fromkeys(places), recipes=recipes, base=base, held=given.held)
-    if len(links) < _TWO_ENDS:
+    links = prompt_links(dict.fromkeys(places), recipes=recipes, base=base, held=given.held, known=known)
+    if sum(1 + bool(link.hidden or link.ends) for link in links) < _TWO_ENDS:
         return report
     verdict = judge(PROMPT_RULES, links)
     findings, not_run = without(verdict.findings, verdict.not_run, unwanted)
@@ -338,7 +347,6 @@ def _with_adapter(report: CheckReport, given: CheckOptions, whole: Layer, unwant
 def judged(
     whole: Layer,
     given: CheckOptions,
-    folders: Sequence[Path],
     *,
     unwanted: Mapping[str, str],
     around: CheckContext,
@@ -348,19 +356,18 @@ def judged(
     Args:
         whole: the configuration.
         given: where it was read, and what it is judged for; its rules are not asked.
-        folders: where more may be found, such as a tokenizer.
         unwanted: the rules to leave out, each with its reason.
         around: when the configuration is judged, and what is known of its run.
     """
     if given.base is None:
-        return _judged(whole, given, folders, unwanted=unwanted, around=around)
+        return _judged(whole, given, unwanted=unwanted, around=around)
     from gradience.base.shapes import folder_of  # numpy: only those with a base pay for it
 
     name = Path(given.base)
     name = name.parent if name.name == "config.json" else name  # the one file of the base that is needed
     try:
         with folder_of(name) as (where, by_name):
-            return _judged(whole, given, folders, unwanted=unwanted, around=around, where=where, by_name=by_name)
+            return _judged(whole, given, unwanted=unwanted, around=around, where=where, by_name=by_name)
     except MissingBaseError as error:
         advice = f"its config.json is enough: give its folder, or hf download {name} config.json"
         raise AdapterError(error.message, advice=advice) from None
@@ -369,7 +376,6 @@ def judged(
 def _judged(
     whole: Layer,
     given: CheckOptions,
-    folders: Sequence[Path],
     *,
     unwanted: Mapping[str, str],
     around: CheckContext,
@@ -378,12 +384,12 @@ def _judged(
 ) -> CheckReport:
     config, versions = completed(whole, given.task), transformers_version()
     around, time = _served(around, given, whole), None
-    around = gather_context(whole, config, around, base=where, folders=folders, transformers=versions)
+    around = gather_context(whole, config, around, given, base=where, transformers=versions)
     if where is None and given.memory is not None:
         raise ConfigError("--memory needs --base", advice="give the base: its config.json is enough")
     if where is not None:
         around = around._replace(memory=_memory(config, where, given, whole, around.coverage, by_name))
-        time = _time(config, folders)
+        time = _time(config, given)
     if (each := given.seconds_per_step) is not None:
         steps = config.training.planned_steps
         time = Time(seconds_per_step=each, steps=steps, seconds=None if steps is None else each * steps)
@@ -418,7 +424,7 @@ def facts_to_serve(adapter: Path, base: Path | None, *, engine: str, server_flag
     whole, versions = given.read(), transformers_version()
     config, around = completed(whole), _served(CheckContext(), given, whole)
     where = None if base is None else Path(base)
-    around = gather_context(whole, config, around, base=where, folders=given.folders, transformers=versions)
+    around = gather_context(whole, config, around, given, base=where, transformers=versions)
     return Facts(config, around=around)
 
 
@@ -451,8 +457,8 @@ def _memory(
     paths = [Path(source.path) for source in whole.sources if source.role == "adapter"]
     if fields is None and paths and paths[-1].name == CONFIG_NAME:
         try:
-            fields = pretrained.adapter_config(paths[-1].parent)
-        except (OSError, ValueError, RecursionError):  # whose texts may be of the system or another library
+            fields = pretrained.refuse_foreign(dict(given.adapter_in(paths[-1].parent).config_fields.take()))
+        except (GradienceError, ValueError):
             return Memory(reason=f"the adapter's {CONFIG_NAME} cannot be read, or would make PEFT load what it names")
         fields |= {} if given.overrides is None else peft_fields(given.overrides.lora)
     limit = None if given.memory is None else parse_size(given.memory)
@@ -464,12 +470,14 @@ def _memory(
     )
 
 
-def _time(config: ConfigSnapshot, folders: Sequence[Path]) -> Time | None:
+def _time(config: ConfigSnapshot, given: CheckOptions) -> Time | None:
+    folders = dict.fromkeys(given.folders)
+    runs = [given.run_of(folder) for folder in folders if folder in given.runs or folder.name in _LOGS]
+    if not any(run.log.held for run in runs):
+        return None
     from gradience.verbs.check.time import foretell_time  # only those with a log pay for it
 
-    inside = (folder / name for folder in folders for name in _LOGS)
-    logs = [path for path in (*inside, *folders) if path.name in _LOGS and path.is_file()]
-    return foretell_time(config, dict.fromkeys(logs)) if logs else None
+    return foretell_time(config, [run.log.held for run in runs if run.log.held is not None])
 
 
 def _served(around: CheckContext, given: CheckOptions, whole: Layer) -> CheckContext:
@@ -585,9 +593,9 @@ def gather_context(
     whole: Layer,
     config: ConfigSnapshot,
     around: CheckContext,
+    given: CheckOptions,
     *,
     base: Path | None,
-    folders: Iterable[Path],
     transformers: str | None,
 ) -> CheckContext:
     """The surroundings of a configuration; those of the base only if a base is given.
@@ -602,7 +610,7 @@ def gather_context(
 
         around = around._replace(groups=on_tied_base(around.groups))
     around = _output(whole, around._replace(unknown_keys=keys, model=model))
-    return around if base is None else _with_base(around, config, base, tuple(folders), transformers)
+    return around if base is None else _with_base(around, config, base, given, transformers)
 
 
 def _model(whole: Layer, config: ConfigSnapshot, base: Path | None) -> Dimensions | None:
@@ -642,7 +650,7 @@ def _held(folder: Path) -> Iterator[str]:
 
 
 def _with_base(
-    around: CheckContext, config: ConfigSnapshot, base: Path, folders: Sequence[Path], transformers: str | None
+    around: CheckContext, config: ConfigSnapshot, base: Path, given: CheckOptions, transformers: str | None
 ) -> CheckContext:
     from gradience.base.coverage import cover, stem_of, stem_of_targets  # imports numpy: only if a base is given
     from gradience.base.peft_emulation.layout import read_layout
@@ -655,7 +663,7 @@ def _with_base(
     if _holds_config_alone(base):
         return around._replace(no_coverage="the base is a config.json alone: no safetensors header to count from")
     layout = read_layout(base, transformers=transformers, task_type=config.lora.task_type)
-    saved = _saved_names(folders)
+    saved = _saved_names(given)
     try:
         stems = stem_of(saved, layout) if saved else stem_of_targets(config.lora, layout)
         absent = frozenset() if stems is not None or layout.is_renamed else frozenset(saved - layout.sites.keys())
@@ -663,7 +671,7 @@ def _with_base(
         coverage = cover(config, layout, base=Path(short_name(str(base))).name or str(base))
     except NotFollowedError as error:
         return around._replace(no_coverage=str(error))
-    return _with_tokens(around, coverage, base, folders)
+    return _with_tokens(around, coverage, base, given.folders)
 
 
 def _holds_config_alone(base: Path) -> bool:
@@ -671,16 +679,13 @@ def _holds_config_alone(base: Path) -> bool:
     return "config.json" in names and not any(name.endswith(_OF_WEIGHTS) for name in names)
 
 
-def _saved_names(folders: Iterable[Path]) -> set[str]:
+def _saved_names(given: CheckOptions) -> set[str]:
     """The modules named in the header of the adapter's weights; none if there are no weights that can be read."""
     from gradience.adapters.layout import module_path, parse_key  # as above
-    from gradience.io.safetensors import SafetensorsFile  # as above
 
-    weights = next((path for folder in folders if (path := folder / _WEIGHTS[0]).is_file()), None)
-    try:
-        names = [] if weights is None else list(SafetensorsFile(weights).tensors)
-    except AdapterError:
-        return set()
+    folder = next((folder for folder in given.folders if (folder / _WEIGHTS[0]).is_file()), None)
+    opened = None if folder is None else given.adapter_in(folder).adapter.held
+    names = () if opened is None else opened.adapter.tensors
     return {module_path(key.module) for name in names if (key := parse_key(name)) is not None}
 
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Final
 
-from gradience.errors import GradienceError
-from gradience.folder.runs import read_run
+from gradience.reading.logs import Reading
 from gradience.rules.log.pace import pace_of
 from gradience.schema import Json, as_float
 from gradience.schema.events import ConfigSnapshot
@@ -19,22 +17,13 @@ _SETTINGS: Final = (  # which change the time of a row; a step's time goes with 
 )
 
 
-def foretell_time(config: ConfigSnapshot, logs: Iterable[Path]) -> Time | None:
-    """The time of a step and of all planned steps, by the first log that has its own; None without a log.
-
-    Args:
-        config: the configuration.
-        logs: files, or folders of runs, that hold a log.
-    """
-    for path in logs:
-        try:
-            run = read_run(path).run
-        except GradienceError:  # no log, or one that cannot be read: `monitor` says why
-            continue
-        pace = pace_of(run.paces)
+def foretell_time(config: ConfigSnapshot, logs: Iterable[Reading]) -> Time | None:
+    """The time of a step and of all planned steps, by the first log that has its own; None without one."""
+    for log in logs:
+        pace = pace_of(log.run.paces)
         if pace is not None and pace.seconds_per_step is not None:
-            before = run.config or ConfigSnapshot()
-            return _scaled(config, before, as_float(pace.seconds_per_step), path.name)
+            before = log.run.config or ConfigSnapshot()
+            return _scaled(config, before, as_float(pace.seconds_per_step), log.files[0].name)
     return None
 
 

@@ -142,10 +142,11 @@ def _judge_settings(
     longest = None if pace is None else pace.longest  # so that what is foretold is of the longest batch that was seen
     named = documents.found.config.path
     given = CheckOptions(document=named, base=base, task=task, max_length=longest)
+    given.runs[documents.found.path] = documents
     reasons = _of((rule.id for rule in RULES), left_out)
     around = when_of(whole) if log is None else _weighed(log)
     try:
-        check = judged(whole, given, given.folders, unwanted=reasons, around=around)
+        check = judged(whole, given, unwanted=reasons, around=around)
     except GradienceError as fault:
         return None, _state("config", settings.place, fault=fault)
     files = [Path(file.path) for file in check.sources if file.role not in _NOT_SETTINGS]

@@ -183,10 +183,6 @@ def _plan(
     )
 
 
-_NO_SETTINGS: Final = "not judged: no settings beside the weights"
-_AUDIT: Final = "put its adapter_config.json beside the weights, and audit the fleet again"
-
-
 _Fit: TypeAlias = tuple[Candidate, Kind]
 
 
@@ -225,8 +221,8 @@ def _reasons(named: str, one: Candidate, kind: Kind | None) -> Iterator[_Reason]
         yield _Reason("", text, commands=_TO_PEFT)
         return
     if kind is None:
-        yield _Reason("", _NO_SETTINGS, action=_AUDIT)
-        return
+        audit = "put its adapter_config.json beside the weights, and audit the fleet again"
+        yield _Reason("", "not judged: no settings beside the weights", action=audit)
 
 
 def _reason(item: Finding) -> _Reason:
@@ -364,19 +360,14 @@ def _size(engine: Engine, process: Processes, group: Sequence[Candidate], width:
 
     Said of these only if they are less than half of the group: a heuristic for whom the others pay.
     """
-    rooms = Counter(_room(engine, one.r) for one in group)
+    rooms = Counter(room_for(engine, one.r) or one.r for one in group)
     rank, lower = max(rooms), max((room for room in rooms if room < max(rooms)), default=None)
     if not process.padded:
         return _Size(rank)
     if lower is None or 2 * rooms[rank] >= len(group):
         return _Size(rank, rank * width * _BYTES)
-    largest = [one.path for one in group if _room(engine, one.r) == rank]
+    largest = [one.path for one in group if (room_for(engine, one.r) or one.r) == rank]
     return _Size(rank, rank * width * _BYTES, lower, lower * width * _BYTES, largest)
-
-
-def _room(engine: Engine, r: int) -> int:
-    """The rank that an engine makes room for, for an adapter that it has room for."""
-    return room_for(engine, r) or r
 
 
 def served_names(paths: Sequence[str]) -> list[str]:
