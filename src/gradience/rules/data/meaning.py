@@ -376,7 +376,7 @@ def _leavings(data: DataReport) -> Iterator[Observation]:
     Scope: formats with answers; control tokens such as </s> are for DAT328 and DAT329
     Action: cut it off before training
     Verify: their text (--set show_rows=true)
-    Source: trl/data_utils.py:apply_chat_template@1.16.0 -- the template marks whose turn it is, and where it ends
+    Seen: https://github.com/karpathy/llama2.c/issues/404 -- the answer goes on with a line of ### Human
     Source: definition -- what begins, ends or dates a turn is no part of what was said
     """
     for rows, says in (
@@ -541,7 +541,8 @@ def _unfilled(data: DataReport) -> Iterator[Observation]:
     Scope: questions that speak neither of code nor of templates, formats and the like
     Action: fill in the pattern, by str.format or an f-string
     Verify: the text of these rows (--set show_rows=true)
-    Source: arithmetic -- questions that should differ are one and the same text
+    Seen: https://github.com/transformerlab/transformerlab-app/issues/505 -- rows of {{messages}} that was not filled
+        in: the model answers with braces
     """
     left = data.rows_with("placeholder_left")
     return seen_in(data, left, "ask with a name in braces that nothing was put in place of", at_least=SOME)
