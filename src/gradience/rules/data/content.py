@@ -43,26 +43,23 @@ _MARKUP: Final = re.compile(r"</?[A-Za-z][^<>\n]{0,200}>|```|\b(?:HTML|XML)\b", 
 _REPLACEMENT: Final = "\ufffd"
 # None, null and n/a may be answers.
 _MISSING: Final = frozenset(
-    {
-        "nan",
-        "NaN",
-        "<NA>",
-        "NaT",
-        "#N/A",
-        "#NAME?",
-        "#REF!",
-        "#VALUE!",
-        "#DIV/0!",
-        "#NUM!",
-        "[object Object]",
-        "TODO",
-        "todo",
-        "TBD",
-        "tbd",
-        "FIXME",
-        "[deleted]",
-        "[removed]",
-    }
+    (
+        *(
+            "nan",
+            "NaN",
+            "<NA>",
+            "NaT",
+            "[object Object]",
+            "TODO",
+            "todo",
+            "TBD",
+            "tbd",
+            "FIXME",
+            "[deleted]",
+            "[removed]",
+        ),
+        *("#N/A", "#NAME?", "#REF!", "#VALUE!", "#DIV/0!", "#NUM!"),
+    )
 )
 _FAILURE: Final = re.compile(
     r"\s*(?:Error code: [45]\d\d\b|(?:HTTP |Error:? )*[45]\d\d (?:Bad Gateway|Too Many Requests|Service Unavailable"
