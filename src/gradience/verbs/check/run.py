@@ -290,7 +290,7 @@ def with_files(
 ) -> CheckReport:
     """The report with what the rules on the files beside the configuration say: the adapter's, and the prompt."""
     of_files = {rule: reason for rule, reason in unwanted.items() if rule in _OF_FILES}
-    known = [] if rows is None or rows.system is None else [rows]
+    known = [] if rows is None or not (rows.system or rows.form) else [rows]
     for engine in given.serve:
         command = f"{_STARTS.get(engine.partition('@')[0], '')} {given.server_flags}"
         known += commanded(command, Path(), f"--serve {engine}")
