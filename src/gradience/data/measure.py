@@ -37,6 +37,7 @@ _FAULTS: Final = 20
 _TEXT: Final = 240  # characters of a row that is shown
 _BARS: Final = 48  # bars of the histogram
 _SHARES: Final = 20  # bars of the histogram of supervised shares
+_NAMES: Final = ("label_text", "label_name")  # columns with the name of a label
 _LABELS: Final = 50  # labels that the report lists
 _NAMED: Final = 3  # characters from which a label in a text is no chance
 _DISTINCT: Final = 100_000  # different answers that are counted, some 15 MB
@@ -141,6 +142,7 @@ class RowCounter:
         self._answered = 0
         self._labels: Counter[str] = Counter()
         self._sizes: dict[str, array[int]] = {}
+        self._named: dict[str, Counter[str]] = {}
         self._label, self._stretches = "", 0
         self._last: Counter[int] = Counter()
         self._read, self._has_labels = 0, False
@@ -202,6 +204,7 @@ class RowCounter:
             "foreign": sorted(self._foreign),
             "labels": dict(self._labels.most_common(_LABELS)),
             "labels_total": len(self._labels),
+            "label_names": {label: dict(names.most_common(_LABELS)) for label, names in self._named.items()},
             "label_stretches": self._stretches,
             "length_tells": self._told_by_length(),
             "shares": self._shares if self._has_tokens_loss else [],
@@ -381,6 +384,10 @@ class RowCounter:
             return
         name = str(label)[:64]
         self._labels[name] += 1
+        stored = row.columns.get("stored", {})
+        for beside in (stored[column] for column in _NAMES if column in stored):
+            if len(self._labels) <= _LABELS:
+                self._named.setdefault(name, Counter())[str(beside)[:64]] += 1
         self._stretches += name != self._label
         self._label = name
         if self._shape.trainer == "classification" and len(self._labels) <= _LABELS:
