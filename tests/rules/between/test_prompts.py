@@ -56,157 +56,119 @@ def said(folder: Path, files: Files) -> dict[str, str]:
     return {finding.id: finding.message for finding in judge(PROMPT_RULES, links).findings}
 
 
+OWN: Final = "a template that begins turns with <|im_start|> (tokenizer_config.json in run)"
+OTHERS: Final = ": the model gets other turns than it learnt"
+RAW: Final = "Ollama takes one of its own that resembles the GGUF's, or sends raw text"
+HEADERS: Final = "begins turns with <|start_header_id|>"
+CHAT: Final = "begins turns with <|im_start|>"
+TOK: Final = "tokenizer_config.json in run"
+SERVED: Final = f"trained with {OWN}, and served with"
+QWEN: Final = f"trained with template qwen that {CHAT} (train.yaml), and"
+LOOKS: Final = "train.py looks for answers behind '<|im_start|>assistant', and they are written with"
+
 FAULTY: Final[list[tuple[str, Files, str]]] = [
-    (
-        "PRM501",
-        adapter() | modelfile(None),
-        (
-            "a template that begins turns with <|im_start|> (tokenizer_config.json in run) is the template of training,"
-            " and Modelfile has no TEMPLATE: Ollama takes one of its own that resembles the GGUF's, or sends raw text"
-        ),
-    ),
+    ("PRM501", adapter() | modelfile(None), f"{OWN} is the template of training, and Modelfile has no TEMPLATE: {RAW}"),
     (
         "PRM501",
         adapter() | modelfile(" {{ .Prompt }} ", start="."),
-        (
-            "a template that begins turns with <|im_start|> (tokenizer_config.json in run) is the template of training,"
-            " and Modelfile has a TEMPLATE of the bare prompt: Ollama takes one of its own that resembles the GGUF's, "
-            "or sends raw text"
-        ),
+        f"{OWN} is the template of training, and Modelfile has a TEMPLATE of the bare prompt: {RAW}",
     ),
     (
         "PRM502",
         adapter(LLAMA3, "<|eot_id|>") | modelfile(GO),
-        (
-            "trained with a template that begins turns with <|start_header_id|> (tokenizer_config.json in run), and "
-            "served with a template that begins turns with <|im_start|> (Modelfile): the model gets other turns than "
-            "it learnt"
-        ),
+        f"trained with a template that {HEADERS} ({TOK}), and served with a template that {CHAT} (Modelfile){OTHERS}",
     ),
     (
         "PRM502",
         {"train.yaml": RECIPE, "export.yaml": EXPORT + "template: llama3\n"},
-        (
-            "trained with template qwen that begins turns with <|im_start|> (train.yaml), and exported with template "
-            "llama3 that begins turns with <|start_header_id|> (export.yaml): the model gets other turns than it learnt"
-        ),
-    ),
-    (
-        "PRM502",  # one form, and another text: of qwen3 with thoughts and without
-        {"train.yaml": RECIPE, "export.yaml": EXPORT + "template: qwen3\n"},
-        (
-            "trained with template qwen that begins turns with <|im_start|> (train.yaml), and exported with template "
-            "qwen3 that begins turns with <|im_start|> (export.yaml): the model gets other turns than it learnt"
-        ),
+        f"{QWEN} exported with template llama3 that {HEADERS} (export.yaml){OTHERS}",
     ),
     (
         "PRM502",
+        {"train.yaml": RECIPE, "export.yaml": EXPORT + "template: qwen3\n"},
+        f"{QWEN} exported with template qwen3 that {CHAT} (export.yaml){OTHERS}",
+    ),  # one form, and another text: of qwen3 with thoughts and without
+    (
+        "PRM502",
         {"train.yaml": RECIPE} | merged(LLAMA3),
-        (
-            "trained with template qwen that begins turns with <|im_start|> (train.yaml), and the merged model has a "
-            "template that begins turns with <|start_header_id|> (tokenizer_config.json in merged): the model gets "
-            "other turns than it learnt"
-        ),
+        f"{QWEN} the merged model has a template that {HEADERS} (tokenizer_config.json in merged){OTHERS}",
     ),
     (
         "PRM502",
         adapter()
         | {"serve.sh": "vllm serve m --chat-template mistral.jinja\n", "mistral.jinja": "[INST]{{ x }}[/INST]"},
-        (
-            "trained with a template that begins turns with <|im_start|> (tokenizer_config.json in run), and served "
-            "with a template that begins turns with [INST] (--chat-template in serve.sh): the model gets other turns "
-            "than it learnt"
-        ),
+        f"{SERVED} a template that begins turns with [INST] (--chat-template in serve.sh){OTHERS}",
     ),
     (
         "PRM502",
         adapter() | {"serve.sh": "llama-server -m m.gguf --chat-template llama3\n"},
-        (
-            "trained with a template that begins turns with <|im_start|> (tokenizer_config.json in run), and served "
-            "with template llama3 that begins turns with <|start_header_id|> (--chat-template in serve.sh): the model "
-            "gets other turns than it learnt"
-        ),
+        f"{SERVED} template llama3 that {HEADERS} (--chat-template in serve.sh){OTHERS}",
     ),
     (
-        "PRM502",  # nothing in it trains: it serves
+        "PRM502",
         {"train.yaml": RECIPE, "chat.yaml": "model: org/m-8b\ntemplate: llama3\n"},
-        (
-            "trained with template qwen that begins turns with <|im_start|> (train.yaml), and served with template "
-            "llama3 that begins turns with <|start_header_id|> (chat.yaml): the model gets other turns than it learnt"
-        ),
-    ),
+        f"{QWEN} served with template llama3 that {HEADERS} (chat.yaml){OTHERS}",
+    ),  # nothing in it trains: it serves
     (
         "PRM503",
         adapter() | merged(eos="<|endoftext|>"),
-        (
-            "the end token is <|im_end|> in tokenizer_config.json in run, and <|endoftext|> in tokenizer_config.json "
-            "in merged"
-        ),
+        f"the end token is <|im_end|> in {TOK}, and <|endoftext|> in tokenizer_config.json in merged",
     ),
     (
         "PRM503",
         adapter(eos="<|endoftext|>") | modelfile(STOP='"<|endoftext|>"'),
         (
-            "Modelfile writes turns that end with <|im_end|>, and stops at <|endoftext|> only; the end token of "
-            "tokenizer_config.json in run is <|endoftext|>"
+            "Modelfile writes turns that end with <|im_end|>, and stops at <|endoftext|> only; "
+            f"the end token of {TOK} is <|endoftext|>"
         ),
     ),
-    ("PRM504", {"train.yaml": RECIPE + "default_system: You are a clerk.\n"} | modelfile(),
-     "the system prompt is 'You are a clerk.' in train.yaml, and none in Modelfile"),
-    ("PRM504", {"train.yaml": RECIPE + "default_system: You are a clerk.\n"} | modelfile(SYSTEM="You are a cook."),
-     "the system prompt is 'You are a clerk.' in train.yaml, and 'You are a cook.' in Modelfile"),
-    ("PRM505", adapter(**BOS, add_bos_token=True) | modelfile("<s>" + GO),
-     "the TEMPLATE of Modelfile begins with <s>, and tokenizer_config.json in run adds it (add_bos_token)"),
-]  # fmt: skip
-
-FAULTY += [
+    (
+        "PRM504",
+        {"train.yaml": RECIPE + "default_system: You are a clerk.\n"} | modelfile(),
+        "the system prompt is 'You are a clerk.' in train.yaml, and none in Modelfile",
+    ),
+    (
+        "PRM504",
+        {"train.yaml": RECIPE + "default_system: You are a clerk.\n"} | modelfile(SYSTEM="You are a cook."),
+        "the system prompt is 'You are a clerk.' in train.yaml, and 'You are a cook.' in Modelfile",
+    ),
+    (
+        "PRM505",
+        adapter(**BOS, add_bos_token=True) | modelfile("<s>" + GO),
+        f"the TEMPLATE of Modelfile begins with <s>, and {TOK} adds it (add_bos_token)",
+    ),
     (
         "PRM502",
         adapter() | {"sft.yaml": "model_name_or_path: org/m\nchat_template_path: org/Llama-3.2-1B-Instruct\n"},
-        (
-            "trained with template Llama-3.2-1B-Instruct that begins turns with <|start_header_id|> (sft.yaml), and "
-            "the tokenizer has a template that begins turns with <|im_start|> (tokenizer_config.json in run): the "
-            "model gets other turns than it learnt"
-        ),
+        f"trained with template Llama-3.2-1B-Instruct that {HEADERS} (sft.yaml), and the tokenizer has {OWN}{OTHERS}",
     ),
     (
         "PRM502",
         adapter(LLAMA3) | {"train.py": "SFTConfig(chat_template_path='own.jinja')\n", "own.jinja": CHATML},
         (
-            "trained with a template that begins turns with <|im_start|> (train.py), and the tokenizer has a template "
-            "that begins turns with <|start_header_id|> (tokenizer_config.json in run): the model gets other turns "
-            "than it learnt"
+            f"trained with a template that {CHAT} (train.py), and the tokenizer has "
+            f"a template that {HEADERS} ({TOK}){OTHERS}"
         ),
     ),
     (
         "PRM502",
         adapter() | {"chat.py": "t = unsloth.get_chat_template(t, chat_template = 'llama-3.1')\nm.generate()\n"},
-        (
-            "trained with a template that begins turns with <|im_start|> (tokenizer_config.json in run), and served "
-            "with template llama-3.1 that begins turns with <|start_header_id|> (chat.py): the model gets other turns "
-            "than it learnt"
-        ),
+        f"{SERVED} template llama-3.1 that {HEADERS} (chat.py){OTHERS}",
     ),
     (
         "PRM503",
         adapter() | {"train.py": "SFTConfig(eos_token='<|endoftext|>')\n"},
-        "the end token is <|endoftext|> in train.py, and <|im_end|> in tokenizer_config.json in run",
+        f"the end token is <|endoftext|> in train.py, and <|im_end|> in {TOK}",
     ),
     (
         "PRM506",
         adapter(LLAMA3) | {"train.py": f"get_chat_template(t, chat_template='llama-3')\n{ONLY}"},
-        (
-            "train.py looks for answers behind '<|im_start|>assistant', and they are written with template llama-3 "
-            "that begins turns with <|start_header_id|> (train.py): every label is -100"
-        ),
+        f"{LOOKS} template llama-3 that {HEADERS} (train.py): every label is -100",
     ),
     (
         "PRM506",
         adapter(LLAMA3) | {"train.py": f"'\\d'\n{ONLY}"},
-        (
-            "train.py looks for answers behind '<|im_start|>assistant', and they are written with a template that "
-            "begins turns with <|start_header_id|> (tokenizer_config.json in run): every label is -100"
-        ),
+        f"{LOOKS} a template that {HEADERS} ({TOK}): every label is -100",
     ),
 ]
 
@@ -433,10 +395,7 @@ def test_a_check_says_the_same_of_the_prompt_with_the_data_and_without(tmp_path:
     data.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     told = [
         {one.message for one in report.findings if one.id == "PRM502"}
-        for report in (
-            check_config(tmp_path / "train.yaml"),
-            check_data(data, document=tmp_path / "train.yaml"),
-        )
+        for report in (check_config(tmp_path / "train.yaml"), check_data(data, document=tmp_path / "train.yaml"))
     ]
     assert told[0] == told[1]
     assert len(told[0]) == 1

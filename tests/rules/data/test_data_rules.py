@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
-import pytest
 from tables import every
 
 from gradience.rules import judge
@@ -76,11 +75,6 @@ def paired(own: int, *, of: int, apart: int) -> dict[str, Any]:
 def longest(count: int, *, of: int, characters: int = 100, unended: int = 18) -> dict[str, Any]:
     """So many questions have the greatest length."""
     return {"longest_questions": {"of": of, "characters": characters, "texts": count, "unended": unended}}
-
-
-def titled(joined: int, *, begun: int, of: int) -> dict[str, Any]:
-    """So many texts begin with a label, and have it again."""
-    return {"documents": {"label": "Title:", "rows": of, "begun": begun, "joined": {"count": joined}}}
 
 
 def supervised(count: int, *, of: int, total: int) -> dict[str, Any]:
@@ -324,23 +318,6 @@ def test_a_rule_speaks_from_its_threshold_on(rule: str, speaks: Any, severity: s
 def test_a_rule_that_lacks_its_input_says_why(rule: str, changed: Any, reason: str) -> None:
     assert reason in why(data(**changed))[rule]
     assert rule not in found(data(**changed))
-
-
-@pytest.mark.parametrize(
-    ("cut", "lost", "says"),
-    [
-        (7, 7, "7 of 1,000 rows (0.7 %: 1, ...) lose part of their answer at 512 tokens (0.0% of the supervised"),
-        (9, 7, "9 of 1,000 rows (0.9 %: 1, ...) lose part of their answer at 512 tokens (0.0% of the supervised"),
-        (5, 7, "7 of 1,000 rows (0.7 %: 2, ...) lose part of their answer at 512 tokens (0.0% of the supervised"),
-    ],
-)
-def test_answers_that_are_cut_are_counted_by_the_larger_of_both_counts(cut: int, lost: int, says: str) -> None:
-    report = data(seen={"answer_cut": cut, "answer_lost": lost})
-    gone = msgspec.structs.replace(report.seen["answer_lost"], first=[2])
-    report = msgspec.structs.replace(report, seen={**report.seen, "answer_lost": gone})
-    message = found(report)["DAT306"].message
-    assert message.startswith(says)
-    assert message.endswith(f"; {lost} of 1,000 rows ({lost / 10:.1f} %: 2, ...) lose the whole answer")
 
 
 @every(
