@@ -260,12 +260,23 @@ def test_names_that_the_base_has_under_no_known_stem_are_dropped_whatever_the_ta
         ("part", {PLAIN: 1.0, strange: 2.0}, ["q_proj"]),
     ):
         adapter = save(tmp_path / name, sizes, target_modules=targets)
-        report = check_config(document=adapter, base=tmp_path / "base", serve=["vllm", "lorax"], select=["SRV00"])
+        report = check_config(
+            document=adapter, base=tmp_path / "base", serve=["vllm", "lorax", "peft"], select=["SRV00"]
+        )
         found[name] = [(one.engine, one.modules, one.fate) for one in report.serving]
     assert found == {
-        "regex": [("vllm", 1, DROPPED), ("lorax", 1, NOT_JUDGED)],
-        "part": [("vllm", 1, DROPPED), ("vllm", 1, APPLIED), ("lorax", 1, NOT_JUDGED), ("lorax", 1, APPLIED)],
+        "regex": [("vllm", 1, DROPPED), ("lorax", 1, NOT_JUDGED), ("peft", 1, REFUSED)],
+        "part": [
+            ("vllm", 1, DROPPED),
+            ("vllm", 1, APPLIED),
+            ("lorax", 1, NOT_JUDGED),
+            ("lorax", 1, APPLIED),
+            ("peft", 1, DROPPED),
+            ("peft", 1, APPLIED),
+        ],
     }
+    with pytest.raises(ValueError, match="not found in the base model"):
+        PeftModel.from_pretrained(transformers.AutoModel.from_pretrained(tmp_path / "base"), tmp_path / "regex")
 
 
 def test_llama_cpp_takes_no_file_of_mlx_lm() -> None:

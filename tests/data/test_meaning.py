@@ -76,6 +76,10 @@ def judged(label: Callable[[int], Any]) -> Rows:
     return [{"prompt": said(i), "completion": replied(i), "label": label(i)} for i in range(N)]
 
 
+def named(label: Callable[[int], int]) -> Rows:
+    return [{"text": said(i, 5 + i % 7), "label": label(i), "label_text": "ab"[i % 2]} for i in range(N)]
+
+
 def padded(seen: int) -> Rows:
     """Rows whose last tokens are hidden, of which one row has so many in the loss."""
     return [
@@ -267,6 +271,12 @@ XML = "<tool_call>\n<function=find>rain</function>\n</tool_call>"
         (chat(said, lambda i: f"```python\ndef f{i}(x):\n{' ' * (i != 8)}return x\n```"),
          chat(said, lambda i: f"def f{i}(x):\n" + ("It doubles x" if i == 8 else "    return x")), "DAT318",
          "1 of 60 rows (1.7 %: 9) hold functions of Python whose body is not indented"),
+        (named(lambda i: (i + (i > 40)) % 2), named(lambda i: 2 * (i % 2) + (i > 40)), "DAT340",
+         "a stands beside the labels 0 (21 rows) and 1 (9 rows), which have other names, too: they are of two lists"),
+        (chat(said, lambda i: (f"{said(i)}. " * 9**3)[:32767] if i == 8 else replied(i)),
+         chat(said, lambda i: (f"{said(i)}. " * 9**3)[:32766] if i == 8 else replied(i)), "DAT380",
+         ("of 60 answers 1 that differ have 32,767 characters, none has more, and 1 of these end in the midst of a "
+          "sentence: they were cut")),
         (calling(lambda i: ("find", "look")[i in {8, 9}]), calling(lambda i: ("find", "get")[i in {8, 9}]), "DAT336",
          "2 of 60 rows (3.3 %: 9, 10) call a function that their tools do not list"),
         (judged(lambda i: str(i % 2 > 0) if i == 8 else i % 2 > 0), judged(lambda i: i % 2), "DAT316",

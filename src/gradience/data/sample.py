@@ -110,8 +110,9 @@ class _Pairing:
     def add(self, number: int, question: str, answer: str) -> None:
         for known, text in ((self._asked, question), (self._said, answer)):
             for word in set(_LONG_WORD.findall(text.casefold())):
-                rows = known.setdefault(word, [])
-                if len(rows) <= _FEW:  # one more tells that there are more
+                if (rows := known.get(word)) is None:
+                    known[word] = [number]
+                elif len(rows) <= _FEW:  # one more tells that there are more
                     rows.append(number)
 
     def result(self) -> tuple[Paired, Paired]:

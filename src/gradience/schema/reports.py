@@ -242,6 +242,7 @@ class DataReport(msgspec.Struct, kw_only=True, frozen=True):
         bool, about("Whether the template encodes arguments of calls as JSON, whatever they are.")
     ] = False
     labels: Annotated[dict[str, int], about("Number of rows by label, the most frequent first.")] = {}
+    label_names: Annotated[dict[str, dict[str, int]], about("Number of rows by label and by the name beside it.")] = {}
     labels_total: Annotated[NonNegativeInt, about("Number of different labels.")] = 0
     label_stretches: Annotated[NonNegativeInt, about("Stretches of rows with one label, in the order of the rows.")] = 0
     length_tells: (

@@ -24,6 +24,7 @@ _SCORES: Final = [
     for form in ("{of}_{side}", "{side}_{of}", "{side}-{of}")
 ]
 _OPTION: Final = re.compile(r"^[ \t]*\(?([A-J])[.):][ \t]+(\S[^\n]*)", re.MULTILINE)
+_SECOND: Final = re.compile(r"\n[ \t]*\(?B[.):]")
 _NAMED: Final = re.compile(r"(?:^|[\s(*])([A-J])[.):]\)?\*{0,2}[ \t]+(\S[^\n]*)\Z")
 _REFUSAL: Final = re.compile(
     r"\s*(?:I['\u2019]?m (?:really |very |so )?sorry|I am (?:really |very |so )?sorry|Sorry, (?:but )?I|I apologi[sz]e|"
@@ -148,10 +149,11 @@ def _phrases(data: DataReport) -> Iterator[Observation]:
 @row_kinds("scored_lower", "choice_differs")
 def _contradicts(row: AskedRow) -> Iterator[str]:
     """The chosen answer has the lower score; or the answer's letter is that of another option than its text."""
-    scores = [[row.stored.get(name) for name in names] for names in _SCORES if "chosen" in row.columns]
+    scores = [[row.stored.get(name) for name in names] for names in (_SCORES if "chosen" in row.columns else ())]
     if any(isinstance(one, int | float) and isinstance(other, int | float) and one < other for one, other in scores):
         yield "scored_lower"
-    named = [hit for answer in row.answers[-1:] if (hit := _NAMED.search(answer.rstrip(" .*\n")))]
+    listed = row.answers[-1:] if _SECOND.search(row.text) else []
+    named = [hit for answer in listed if (hit := _NAMED.search(answer.rstrip(" .*\n")))]
     options = _OPTION.findall(question_of(row.columns)) if named else []
     texts = [text.strip(" .*").casefold() for _, text in options]
     told = named[0][2].strip(" .*").casefold() if named else ""
@@ -160,13 +162,25 @@ def _contradicts(row: AskedRow) -> Iterator[str]:
         yield "choice_differs"
 
 
+def _of_two_lists(data: DataReport) -> Iterator[Observation]:
+    """The first name that stands beside several labels, each of which has several names."""
+    shared = {label: names for label, names in data.label_names.items() if len(names) > 1}
+    for name in dict.fromkeys(name for names in shared.values() for name in names):
+        rows = {label: names[name] for label, names in shared.items() if name in names}
+        if len(rows) > 1 and min(rows.values()) >= SLIPS.value * data.rows_read:
+            counts = " and ".join(f"{label} ({count:,} rows)" for label, count in rows.items())
+            says = f"{name} stands beside the labels {counts}, which have other names, too: they are of two lists"
+            yield Observation(says, {"name": name, "labels": [*rows]})
+            return
+
+
 @DataRule("DAT340", severity="warning", confidence=0.85, thresholds=(SLIPS,))
 def _conflict(data: DataReport) -> Iterator[Observation]:
     """contradictions
 
     a row has the text of an earlier row and another label, or prefers what that one rejects; or in {slips} of the rows
-    the chosen answer has a lower score than the rejected one, or the letter of the answer is another option's than
-    its text
+    the chosen answer has a lower score than the rejected one, the letter of the answer is another option's than its
+    text, or a name in label_text or label_name stands beside a label that is not its own elsewhere
 
     Why: The two pull against each other, or the row teaches the opposite: one label is wrong.
     Scope: preferences, KTO and classification; scores in columns such as score_chosen and rejected_rating; options in
@@ -182,6 +196,7 @@ def _conflict(data: DataReport) -> Iterator[Observation]:
         "choose the answer with the lower score (unless less is better there)",
         at_least=SLIPS,
     )
+    yield from _of_two_lists(data)
     yield from seen_in(
         data,
         data.rows_with("choice_differs"),

@@ -36,6 +36,7 @@ KNOWN_WORDS = Threshold("known_words", 30, "words", "proposal: fewer are no samp
 CUT_LENGTH = Threshold(
     "cut_length", 100, "characters", "proposal: shorter texts are of one length by their form, as dates and codes are"
 )
+CELL = Threshold("cell", 32_767, "characters", "Excel specifications and limits: what a cell holds")
 CUT_SHARE = Threshold("cut_share", 0.2, "of such answers", "public sets with 20 such answers and more: at most 0.05")
 _SAID: Final = frozenset({"prompt", "completion", "chosen"})
 _GIVEN: Final = ("solution", "answer", "ground_truth")  # references that no prompt states as the aim
@@ -525,7 +526,7 @@ def placeholder_left(row: AskedRow) -> bool:
     """The question has a name in braces that its answer has not, and speaks of nothing that is written with braces."""
     question = question_of(row.columns)
     left = _PLACEHOLDER.findall(question) if "{" in question and row.answers else []
-    asked = _TEMPLATE_ASKED.search(question) or _CODE_ASKED.search(question)
+    asked = left and (_TEMPLATE_ASKED.search(question) or _CODE_ASKED.search(question))
     return bool(left and not asked and not any(one in answer for one in left for answer in row.answers))
 
 
@@ -586,22 +587,24 @@ def _other_rows(data: DataReport) -> Iterator[Observation]:
         )
 
 
-@DataRule("DAT380", severity="warning", confidence=0.75, thresholds=(CUT_LENGTH, SOME, FEW_LABELS, MAJORITY))
+@DataRule("DAT380", severity="warning", confidence=0.75, thresholds=(CUT_LENGTH, CELL, SOME, FEW_LABELS, MAJORITY))
 def _one_length(data: DataReport) -> Iterator[Observation]:
     """texts cut at one length
 
     {some} of the questions or answers, at least {few_labels}, are of one length, {cut_length} characters or more; none
-    is longer, and {majority} of these are of words and end with a letter, a comma or a blank
+    is longer, and {majority} of these are of words and end with a letter, a comma or a blank; of {cell} characters, a
+    cell's most, one text is enough
 
     Why: A text was cut by a count of characters: the model learns to stop in the midst of a sentence, or to answer half
         a question.
     Scope: the last question and its answer, texts of one pattern once, at most 5000 rows drawn from all
     Action: take the whole texts, and leave out what is too long
     Verify: the end of the longest ones
+    Source: Excel specifications and limits -- a cell holds 32 767 characters
     Source: arithmetic -- of texts that nobody cut few share their greatest length
     """
     for longest, what in ((data.longest_questions, "questions"), (data.longest_answers, "answers")):
-        many = longest.texts >= max(SOME.value * longest.of, FEW_LABELS.value)
+        many = longest.texts >= max(SOME.value * longest.of, FEW_LABELS.value) or longest.characters == CELL.value
         if many and longest.characters >= CUT_LENGTH.value and longest.unended >= MAJORITY.value * longest.texts:
             yield Observation(
                 f"of {longest.of:,} {what} {longest.texts:,} that differ have {longest.characters:,} characters, none "
