@@ -81,16 +81,6 @@ def test_what_was_written_before_a_rotation_is_not_lost(tmp_path):
         assert list(tail.poll()) == [b"two", b"three"]
 
 
-def test_a_line_longer_than_one_may_be_is_skipped_to_its_end(tmp_path):
-    path = tmp_path / "log"
-    with Tail(path) as tail:
-        for _ in range(3):
-            append(path, b"x" * (2 * MAX_LINE_BYTES))()
-            assert list(tail.poll()) == []
-        append(path, b"yyy\nnext\n")()
-        assert list(tail.poll()) == [b"next"]
-
-
 def test_a_line_of_64_kib_comes_and_one_byte_more_does_not_however_it_is_read(tmp_path):
     path = tmp_path / "log"
     longest = b"x" * MAX_LINE_BYTES

@@ -46,17 +46,6 @@ def test_the_run_that_began_last_is_shown(log: Path) -> None:
     assert write(log, start(run_id="a"), start(run_id="b"), resumed).last.run_id == "a"
 
 
-@pytest.mark.parametrize(
-    ("before", "back", "last"),
-    [([1, 2, 3, 4, 5], 3, 3), ([1, 3, 5], 4, 3), ([10, 20], 5, 5), ([], 7, 7)],
-    ids=["to a row", "between rows", "before all rows", "without rows"],
-)
-def test_the_last_step_of_a_resumed_run_is_where_it_went_back_to_until_new_rows_come(log, before, back, last) -> None:
-    documents = [*map(row, before), start(resumed_from_step=back)]
-    assert only(write(log, *documents)).last_step == last
-    assert only(write(log, *documents, row(back + 1))).last_step == back + 1
-
-
 def test_the_losses_of_a_split_rise_by_step_and_of_two_the_later_counts(log: Path) -> None:
     def evaluation(step: int | None, loss: object, split: str = "test") -> dict[str, object]:
         return {"event": "eval", "step": step, "split": split, "metrics": {"loss": loss}}

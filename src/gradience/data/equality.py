@@ -45,7 +45,7 @@ def _senses(held: Mapping[str, Json], shape: Shape) -> set[str]:
 
 def row_key(columns: Columns) -> bytes:
     """What two rows share that are equal in everything that a trainer could read."""
-    return bytes.fromhex(columns["row"]) if "row" in columns else digest(_encoded(columns))
+    return bytes.fromhex(columns["row"]) if "row" in columns else digest(encoded(columns))
 
 
 def beside_of(columns: Columns) -> Mapping[str, str]:
@@ -60,11 +60,11 @@ def differ(some: Mapping[str, str], others: Mapping[str, str]) -> bool:
 
 
 def _hash(value: Json) -> str:
-    return digest(_encoded(value)).hex()
+    return digest(encoded(value)).hex()
 
 
-def _encoded(value: Json) -> bytes:
-    # Two files may write the keys of one object in another order.
+def encoded(value: Json) -> bytes:
+    """A value as bytes; two files may write the keys of one object in another order."""
     return msgspec.json.encode(value, order="sorted", enc_hook=str)
 
 

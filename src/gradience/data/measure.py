@@ -11,7 +11,6 @@ from contextlib import suppress
 from itertools import chain, repeat
 from typing import Any, Final, NamedTuple
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -19,7 +18,7 @@ from gradience.data import Columns, Shape, answers_of, digest, every_turn, text_
 from gradience.data.asked import AskedRow, RowTests, Vocabulary, foreign_in
 from gradience.data.cutting import cut_at
 from gradience.data.encoder import Encoder
-from gradience.data.equality import beside_of, row_key
+from gradience.data.equality import beside_of, encoded, row_key
 from gradience.data.rows import UnusableRow
 from gradience.data.sample import HashSet, RowSample
 from gradience.data.tokens import Sequence as TokenSequence, TokenRow
@@ -277,8 +276,8 @@ class RowCounter:
             texts, judged = [text_of(columns.get("prompt")), *sorted(sides)], sides[0]
         else:
             return False
-        key = digest(_encoded([*texts, dict(beside_of(columns))]))
-        was_said, was_judged = self._judged.add(key), self._judged.add(digest(key + _encoded(judged)))
+        key = digest(encoded([*texts, dict(beside_of(columns))]))
+        was_said, was_judged = self._judged.add(key), self._judged.add(digest(key + encoded(judged)))
         if was_said and not was_judged:
             self._disputed.add(key)
         # Once a question is disputed, all further rows of it are, whichever label they have.
@@ -413,10 +412,6 @@ def _places(ids: list[int], wanted: int) -> Iterator[int]:
     with suppress(ValueError):  # faster than to look at each
         while True:
             yield (place := ids.index(wanted, place + 1))
-
-
-def _encoded(value: Json) -> bytes:
-    return msgspec.json.encode(value, order="sorted", enc_hook=str)
 
 
 def _lengths(lengths: array[int], limit: int | None) -> Lengths:

@@ -46,10 +46,13 @@ _SAID: Final = {  # the words of a script that are read, by the function that ta
     "train_on_responses_only": ("response_part",),
     "SFTConfig": ("chat_template_path", "eos_token"),
 }
+_SYSTEM: Final = ("default_system", "system", "default_system_message")  # LLaMA-Factory, ms-swift, Axolotl
 _COMMENT: Final = re.compile(r"^\s*#.*$", re.MULTILINE)
 _COMMAND: Final = re.compile(r"(?<!\\)\n")  # where a command of a shell ends
 _FLAG: Final = re.compile(r"""--([\w-]+)(?:(?:=|[ \t\\\n]+)(?!-)(?:"([^"]*)"|'([^']*)'|([^\s"'\\]+)))?""")
-_SERVERS: Final = re.compile(r"\bvllm serve|vllm\.entrypoints|sglang[. ](?:launch_server|serve)|llama-server")
+_SERVERS: Final = re.compile(
+    r"\bvllm serve|vllm\.entrypoints|sglang[. ](?:launch_server|serve)|mlx_lm[. ]server|llama-server\s+-"
+)
 _TRAINERS: Final = re.compile(r"\b(?:swift|llamafactory-cli|axolotl|trl)\b|src/train\w*\.py")
 _FILE: Final = re.compile(
     r"^[./~]|\.gguf\b|\.safetensors\b|[/\\]", re.IGNORECASE
@@ -258,7 +261,7 @@ def _recipe(path: Path, fields: Mapping[str, Json]) -> PromptLink | None:
                 name=name,
                 program=program,
                 model=next(str(fields[one]).rstrip("/").rpartition("/")[2] for one in own if one in fields),
-                system=_said(fields.get("default_system", fields.get("system"))),
+                system=_said(next((fields[key] for key in _SYSTEM if key in fields), None)),
             )
     words = {name: value for name in _SAID["SFTConfig"] if isinstance(value := fields.get(name), str)}
     return _of_trl(path, words) if words and "model_name_or_path" in fields else None
@@ -284,7 +287,7 @@ def _of_trl(path: Path, words: Mapping[str, str]) -> PromptLink:
 def _script(path: Path) -> PromptLink | None:
     """What a script in Python tells Unsloth or TRL in plain words of calls; None if it tells nothing."""
     text = _text_of(path)
-    if not any(name in text for name in (*_SAID, "apply_chat_template", _ALPACA)):
+    if not any(name in text for name in (*_SAID, "chat_template", "setup_chat_format", _ALPACA)):
         return None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of a stranger's text, such as an invalid escape
@@ -298,15 +301,31 @@ def _script(path: Path) -> PromptLink | None:
                 words[str(word.arg)] = word.value.value
     trains = any(_called(call).endswith(("Trainer", "train_on_responses_only")) for call in calls)
     answers, name, encodes = words.get("response_part", ""), words.get("chat_template", ""), _encodes(nodes)
+    kind: LinkKind = "recipe" if trains else "server"
     if name or answers:
-        kind: LinkKind = "recipe" if trains else "server"
         return PromptLink(kind, path.name, name=name, program="Unsloth", answers=answers, encodes=encodes)
     if words:
         return _of_trl(path, words)._replace(encodes=encodes)
-    constants = [one.value for one in nodes if isinstance(one, ast.Constant) and trains]
-    plain = next((one for one in constants if isinstance(one, str) and _ALPACA in one), None)
-    plain = None if "apply_chat_template" in text else plain
-    return PromptLink("recipe", path.name, template=plain, encodes=encodes) if plain or encodes else None
+    own = _assigned(nodes) if trains else None
+    return PromptLink(kind, path.name, template=own, program="script", encodes=encodes) if own or encodes else None
+
+
+def _assigned(nodes: Sequence[ast.AST]) -> str | None:
+    """The template that a script gives a tokenizer in plain words; else text in Alpaca's form, if none is used."""
+    is_chat, plain = False, None
+    for node in nodes:
+        match node:
+            case ast.If(test=test) if "chat_template" in ast.unparse(test):
+                return None  # only where the tokenizer has none
+            case ast.Call() if _called(node) == "setup_chat_format":
+                return "<|im_start|>"  # TRL's is ChatML
+            case ast.Assign(targets=[ast.Attribute(attr="chat_template")], value=ast.Constant(value=str(text))):
+                return text
+            case ast.Constant(value=str(text)) if _ALPACA in text:
+                plain = plain or text
+            case ast.Attribute(attr="apply_chat_template" | "chat_template"):
+                is_chat = True
+    return None if is_chat else plain
 
 
 def _encodes(nodes: Sequence[ast.AST]) -> str:
@@ -315,12 +334,15 @@ def _encodes(nodes: Sequence[ast.AST]) -> str:
     for node in nodes:
         if isinstance(node, ast.Dict):
             pairs += [(key, value) for key, value in zip(node.keys, node.values, strict=True) if key is not None]
+    others = {_place(name) for name, value in pairs if not _writers(value)}  # which may hold another text
+    others |= {node.arg for node in nodes if isinstance(node, ast.arg)}
     held = {_place(name): writers for name, value in pairs if (writers := _writers(value))}
+    held = {name: writers for name, writers in held.items() if name not in others}
     for call in (node for node in nodes if isinstance(node, ast.Call)):
         given = [*call.args[:1], *(word.value for word in call.keywords if word.arg == "text")]
         is_told = any(word.arg in {"add_special_tokens", None} for word in call.keywords)
         writers = {name for one in given for name in held.get(_place(one), _writers(one))}
-        if not is_told and ast.unparse(call.func) in writers:
+        if not is_told and ast.unparse(call.func) in writers and "processor" not in ast.unparse(call.func):
             return ast.unparse(call)
     return ""
 
@@ -343,7 +365,7 @@ def _place(node: ast.AST) -> str:
         case ast.List(elts=[only]):
             return _place(only)
         case ast.Subscript(slice=ast.Constant(value=name)) | ast.Constant(value=name):
-            return str(name)
+            return repr(name)
     return ast.unparse(node)
 
 

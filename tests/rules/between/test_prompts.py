@@ -258,7 +258,52 @@ FAULTY += [
     ("PRM505", adapter("<s>" + LLAMA3, **BOS) | BEGINS | {"train.py": COLUMN}, encoded("tok([r['text']])")),
 ]
 
+FAULTY += [
+    (
+        "PRM502",
+        adapter() | {"train.py": f"tok.chat_template = {LLAMA3!r}\nSFTTrainer()\n"},
+        (
+            "trained with a template that begins turns with <|start_header_id|> (train.py), and the tokenizer has a "
+            "template that begins turns with <|im_start|> (tokenizer_config.json in run): the model gets other turns "
+            "than it learnt"
+        ),
+    ),
+    (
+        "PRM502",
+        adapter(LLAMA3) | {"train.py": "model, tok = setup_chat_format(model, tok)\nSFTTrainer()\n"},
+        (
+            "trained with a template that begins turns with <|im_start|> (train.py), and the tokenizer has a template "
+            "that begins turns with <|start_header_id|> (tokenizer_config.json in run): the model gets other turns "
+            "than it learnt"
+        ),
+    ),
+    (
+        "PRM502",  # a script that is no recipe of a template does not hide the one that is
+        adapter(LLAMA3, **BOS) | {"train.yaml": RECIPE, "eval.py": ENCODED},
+        (
+            "trained with template qwen that begins turns with <|im_start|> (train.yaml), and the tokenizer has a "
+            "template that begins turns with <|start_header_id|> (tokenizer_config.json in run): the model gets other "
+            "turns than it learnt"
+        ),
+    ),
+    (
+        "PRM504",
+        {"train.yaml": "base_model: org/m-8b\nchat_template: chatml\ndatasets: []\ndefault_system_message: Be brief.\n"}
+        | modelfile(SYSTEM="Be Mario."),
+        "the system prompt is 'Be brief.' in train.yaml, and 'Be Mario.' in Modelfile",
+    ),
+]
+
 SOUND: Final[list[Files]] = [
+    adapter() | {"train.py": f"tok.chat_template = {CHATML!r}\nSFTTrainer()\n"},
+    adapter() | {"train.py": f"tok.chat_template = {LLAMA3!r}\nload()\n"},
+    adapter() | {"train.py": "setup_chat_format(model, tok)\nSFTTrainer()\n"},
+    adapter(LLAMA3) | {"train.py": "if tok.chat_template is None:\n    setup_chat_format(model, tok)\nSFTTrainer()\n"},
+    adapter() | {"train.py": ALPACA, "infer.py": ENCODED.replace("Trainer()", "load()")},
+    adapter() | {"train.py": ALPACA, "build.sh": "cp llama-server out\n"},
+    adapter("{{ bos_token }}", **BOS) | BEGINS | {"train.py": f"{ENCODED}def f(text):\n    pass\n"},
+    adapter("{{ bos_token }}", **BOS) | BEGINS | {"train.py": ENCODED.replace("ids", "text = raw\nids")},
+    adapter("{{ bos_token }}", **BOS) | BEGINS | {"train.py": ENCODED.replace("tok", "processor")},
     adapter() | {"tokenizer.json": IDS, "generation_config.json": {"eos_token_id": [0, 2]}},
     adapter() | {"tokenizer.json": IDS, "generation_config.json": {"eos_token_id": [0, 5]}},
     adapter() | {"tokenizer.json": IDS, "generation_config.json": {}},
@@ -268,7 +313,7 @@ SOUND: Final[list[Files]] = [
     adapter() | {"train.py": ALPACA},
     adapter("") | {"train.py": ALPACA} | SERVE,
     adapter() | {"train.py": ALPACA.replace("SFTTrainer", "load")} | SERVE,
-    adapter() | {"train.py": f"{ALPACA}apply_chat_template"} | SERVE,
+    adapter() | {"train.py": f"{ALPACA}tok.apply_chat_template(m)\n"} | SERVE,
     adapter()
     | {"train.py": ALPACA, "serve.sh": "vllm serve m --chat-template own.jinja\n", "own.jinja": "### Instruction:"},
     adapter(LLAMA3) | {"train.sh": "swift sft --model org/m --dataset d --template $NAME\n"},
@@ -388,6 +433,20 @@ def test_rows_and_the_options_of_a_server_are_links_too(
     found = {one.id: one.message for one in report.findings if one.id.startswith("PRM")}
     assert found.pop("PRM507").startswith(f"the template of tokenizer_config.json in {tmp_path.name} writes calls")
     assert found == ({} if told is None else {"PRM504": told})
+
+
+def test_rows_of_plain_text_are_compared_with_the_template_of_chats(tmp_path: Path) -> None:
+    written(tmp_path, adapter() | {"adapter_config.json": {"r": 8}, "train.yaml": "learning_rate: 1.0e-4\n"})
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(f'{{"text": "### Instruction:\\n{i}\\n### Response:\\n{i + 5}"}}\n' for i in range(3)))
+    told = (
+        "trained with a template that begins turns with ### Instruction: (the first 3 rows of rows.jsonl), and --serve "
+        "vllm serves chats with a template that begins turns with <|im_start|> (tokenizer_config.json in "
+        f"{tmp_path.name}): the model gets other turns than it learnt"
+    )
+    for serve, expected in (([], []), (["vllm"], [told])):
+        report = check_data(data, document=tmp_path / "train.yaml", serve=serve)
+        assert [one.message for one in report.findings if one.id == "PRM502"] == expected
 
 
 def test_what_cannot_be_compared_is_not_judged() -> None:

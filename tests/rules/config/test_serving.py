@@ -261,6 +261,7 @@ def test_an_engine_may_have_a_version_and_what_no_row_is_of_is_not_judged() -> N
         ("meta-llama/Llama-3.1-8B", "o_proj up_proj", "ollama", "-"),
         ("meta-llama/Llama-3.1-8B", "wqkv", "ollama", "SRV001"),
         ("google/gemma-2-9b", "q_proj v_proj", "ollama", "-"),
+        ("facebook/opt-1.3b", "q_proj", "llamacpp ollama", "SRV001 SRV001,SRV006"),
         ("Qwen/Qwen2.5-7B", "c_attn", "ollama", "SRV006"),
     ],
 )  # fmt: skip

@@ -59,6 +59,13 @@ def evals(losses, *, every=10):
 # --- numbers -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("bad", [NAN, INF, -INF])
+def test_one_loss_that_is_no_number_is_an_error(bad):
+    finding = said("NUM101", facts([*curve(30), bad]))
+    assert finding.severity == "error"
+    assert "step 31" in finding.message
+
+
 def test_a_missing_gradient_norm_is_not_a_nan():
     assert said("NUM101", facts(grads=[NAN] * 60)) is None
 

@@ -166,6 +166,13 @@ GAPS = {"epoch": 3.0, "training": {"save_steps": 15}}
 ANSWERS = "See whether its answers differ from row to row: gradients came until step 21"
 
 
+@every(("steps", "warmup", "found"), [(15, 100, True), (15, 15, False), (9, 100, False)])
+def test_a_run_of_one_row_ended_inside_the_warm_up_of_its_settings(steps, warmup, found):
+    training = {"max_steps": steps, "warmup_steps": warmup}
+    facts = run([26.0], steps=[8], rates=[3e-6], training=training, lr=4e-5, last_step=steps)
+    assert (said("LRS133", facts) is not None) is found
+
+
 @every(
     ("facts", "cause", "text"),
     [

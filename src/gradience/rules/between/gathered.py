@@ -27,7 +27,6 @@ from gradience.schema.audit import ModuleAudit
 from gradience.schema.events import LoraSnapshot
 
 _BASE_CONFIG: Final = "config.json"
-_PARAMETERS: Final = "target_parameters"
 
 
 def gather(

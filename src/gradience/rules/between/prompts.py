@@ -34,11 +34,11 @@ def _of(links: Links, *kinds: LinkKind) -> list[PromptLink]:
 
 
 def _trained(links: Links) -> PromptLink:
-    """The link that shows the prompt of training: a recipe that names a template, else the tokenizer that was saved."""
-    recipes = _of(links, "recipe")
+    """The link that shows the prompt of training: a recipe, rows of text, else the tokenizer that was saved."""
+    recipes = [link for link in _of(links, "recipe") if link.form or not link.encodes]
     if len({link.form for link in recipes}) > 1:
         raise Unknown(f"{len(recipes)} recipes of training lie there, with different templates: give the one")
-    for link in (*recipes, *_of(links, "tokenizer")):
+    for link in (*recipes, *_of(links, "rows", "tokenizer")):
         if link.form is not None:
             return link
     raise Unknown("no file shows the template of training: no recipe that names one, no tokenizer with one")
@@ -85,9 +85,10 @@ def _other_form(links: Links) -> Iterator[Observation]:
 
     Why: The adapter learnt to answer after the turns of one template: after others it answers like the base, or never
         stops.
-    Scope: recipes and commands of LLaMA-Factory, ms-swift, Axolotl and TRL, scripts for Unsloth or with Alpaca's ###
-        text, tokenizers, Modelfiles and --chat-template, as far as they show which turns they write; plain text is
-        compared with a tokenizer's template only where a server's command is at hand, which applies it to chats
+    Scope: recipes and commands of LLaMA-Factory, ms-swift, Axolotl and TRL, scripts for Unsloth, that set chat_template
+        or write Alpaca's ### text, rows of text, tokenizers, Modelfiles and --chat-template, as far as they show which
+        turns they write; plain text is compared with a tokenizer's template only where a server's command is at hand,
+        which applies it to chats
     Action: serve with the template of training
     Verify: the text that the server makes of one message, beside a row of training
     Seen: https://github.com/hiyouga/LlamaFactory/issues/6020 -- the exported model talks nonsense in Ollama only
@@ -104,10 +105,10 @@ def _other_form(links: Links) -> Iterator[Observation]:
             )
     trained = _trained(links)
     # A recipe's template need not be the saved tokenizer's, which a server applies
-    beside = _of(links, "tokenizer") if trained.kind == "recipe" else []
+    beside = _of(links, "tokenizer") if trained.kind in {"recipe", "rows"} else []
     chats = ""
     if beside and not trained.name and trained.form is not None and not trained.form.begins.startswith(("<", "[")):
-        chats = next((link.where for link in _of(links, "server") if link.form is None), "")
+        chats = next((link.where for link in _of(links, "server") if link.program == "server" and not link.form), "")
         beside = beside if chats else []
     compared = 0
     for link in (*_of(links, *_SERVED), *beside):
@@ -188,8 +189,8 @@ def _other_system(links: Links) -> Iterator[Observation]:
     begin with one system text, and a Modelfile states another
 
     Why: The adapter's behaviour is learnt beside the system text that all its rows had.
-    Scope: default_system (LLaMA-Factory), system (ms-swift), the first rows of --data, SYSTEM (Modelfile); rows may
-        have one of their own
+    Scope: default_system (LLaMA-Factory), system (ms-swift), default_system_message (Axolotl), the first rows of
+        --data, SYSTEM (Modelfile); rows may have one of their own
     Action: state the same system prompt
     Verify: answers with and without it
     """

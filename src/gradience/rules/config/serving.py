@@ -72,7 +72,7 @@ class Reading(_Row, frozen=True):
     """What was read of an engine in one place: of features what becomes of them, and how."""
 
     engine: Engine
-    """The engine, or `each`."""
+    """The engines, with a space between, or `each`."""
     source: Source
     features: dict[Feature, tuple[Effect, str]]
     only: frozenset[str] = frozenset()
@@ -247,7 +247,7 @@ FEATURES: Final = _TABLE.features
 FACTS: Final = tuple(
     ServeFact(msgspec.structs.replace(row, engine=engine), feature, effect, says)
     for row in _TABLE.facts
-    for engine in (ENGINES if row.engine == "each" else [row.engine])
+    for engine in (ENGINES if row.engine == "each" else row.engine.split())
     for feature, (effect, says) in row.features.items()
 )
 _FACTORS: Final = ("language", "tower", "experts", "expert_parameters", "embedding", "head", "tied_head")

@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple, TypeAlias, Unpack
 import msgspec
 
 from gradience.configs.document import DataPlan, read_data_plan, read_labels
+from gradience.configs.prompts import form_in
 from gradience.configs.settings import Layer
 from gradience.data import Columns, Shape, Unusable, content_of, template_digest
 from gradience.data.encoder import Encoder, Pictures, Trainer
@@ -411,11 +412,17 @@ def check_data(
 
 
 def _rows(train: Path, plan: DataPlan) -> PromptLink:
-    """What the first rows say of the prompt: the system text that all of them begin with."""
+    """What the first rows say of the prompt: the system text that all begin with, and the form of their text."""
     read = [row[1] for row in islice(RowSource(train).rows(), _BEGINNING) if not isinstance(row, UnusableRow)]
     texts = {_system_of(plan.naming.standard(columns)) for columns in read}
     where = f"the first {len(read)} rows of {train.name}"
-    return PromptLink("rows", where, system=texts.pop() if len(texts) == 1 and len(read) > 1 else None)
+    written = [str(columns.get("text") or "") for columns in read]
+    return PromptLink(
+        "rows",
+        where,
+        template=written[0] if len({form_in(text) for text in written}) == 1 < len(read) else None,
+        system=texts.pop() if len(texts) == 1 < len(read) else None,
+    )
 
 
 def _system_of(row: Row) -> str:

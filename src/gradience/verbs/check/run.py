@@ -31,7 +31,7 @@ from gradience.configs.values import short_name
 from gradience.errors import AdapterError, ConfigError, GradienceError, MissingBaseError
 from gradience.folder import Documents, open_run
 from gradience.folder.beside import base_of
-from gradience.folder.found import weights_alone
+from gradience.folder.found import ARCHIVE, weights_alone
 from gradience.folder.prompts import PromptLink, commanded, prompt_links
 from gradience.io import CHECKPOINT_PREFIX
 from gradience.io.reading import real_path
@@ -85,8 +85,9 @@ def _settings_of(run: Documents) -> Layer:
     """
     settings = run.settings
     if settings.place.path is None:
-        fault = run.log.fault
-        message = f"{run.found.path}: {run.log.reason}" if fault is None else fault.message
+        fault, archive = run.log.fault, run.found.weights.reason
+        reason = archive if archive.startswith(ARCHIVE) else run.log.reason
+        message = f"{run.found.path}: {reason}" if fault is None else fault.message
         raise ConfigError(message, advice=f"give a folder with {STATE_NAME} or {CONFIG_NAME}")
     return settings.take()
 
@@ -290,7 +291,7 @@ def with_files(
 ) -> CheckReport:
     """The report with what the rules on the files beside the configuration say: the adapter's, and the prompt."""
     of_files = {rule: reason for rule, reason in unwanted.items() if rule in _OF_FILES}
-    known = [] if rows is None or rows.system is None else [rows]
+    known = [] if rows is None or not (rows.system or rows.form) else [rows]
     for engine in given.serve:
         command = f"{_STARTS.get(engine.partition('@')[0], '')} {given.server_flags}"
         known += commanded(command, Path(), f"--serve {engine}")
