@@ -16,7 +16,7 @@ import optax
 from flax import nnx
 
 from gradience import TelemetryWriter, audit_pytree
-from gradience.schema import ConfigSnapshot, LoraSnapshot, OptimizerSnapshot, TrainingSnapshot
+from gradience.events import ConfigSnapshot, LoraSnapshot, OptimizerSnapshot, TrainingSnapshot
 
 LR, R, BATCH, SEED = 3e-2, 4, 64, 0
 

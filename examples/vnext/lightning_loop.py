@@ -19,8 +19,8 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from gradience.events import ConfigSnapshot
 from gradience.lightning import GradienceCallback
-from gradience.schema import ConfigSnapshot
 
 LR, R, ALPHA, BATCH, SEED = 1e-2, 4, 8, 32, 0
 

@@ -44,7 +44,7 @@ from cyclopts.validators import Number
 
 from gradience import TelemetryWriter
 from gradience.errors import ConfigError, GradienceError
-from gradience.schema import ConfigSnapshot, LoraSnapshot, OptimizerSnapshot, TrainingSnapshot
+from gradience.events import ConfigSnapshot, LoraSnapshot, OptimizerSnapshot, TrainingSnapshot
 
 if TYPE_CHECKING:  # they take seconds to import, so each function imports its own: a typing error need not wait
     from datasets import Dataset

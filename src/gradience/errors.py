@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from importlib.metadata import Distribution
+    pass
 
 
 __all__ = [
@@ -125,7 +125,8 @@ def other_project() -> str | None:
     """A warning if another project's distribution of this name is installed; None if not."""
     from importlib.metadata import distributions  # only those who ask pay for it
 
-    others = [dist for dist in distributions(name="gradience") if _is_other(dist)]
+    # Name and command are the same, so the summary, which pyproject.toml sets, tells the two apart.
+    others = [one for one in distributions(name="gradience") if (one.metadata["Summary"] or "").strip() != SUMMARY]
     if not others:
         return None
     versions = ", ".join(sorted({dist.version for dist in others}))
@@ -133,8 +134,3 @@ def other_project() -> str | None:
         f"another project named gradience ({versions}) is installed in this environment, with the same package and "
         "command: pip uninstall gradience, then install this one from its clone or wheel"
     )
-
-
-def _is_other(dist: Distribution) -> bool:
-    # Name and command are the same, so the summary, which pyproject.toml sets, tells the two apart.
-    return (dist.metadata["Summary"] or "").strip() != SUMMARY

@@ -137,31 +137,3 @@ def test_peft_configs_of_41_methods_are_read(shared_data: Path) -> None:
         kind = report.config.lora.peft_type
         about_rank = {item.id for item in report.findings} & {"TGT001", "TGT003", "BIA001"}
         assert kind == "LORA" or not about_rank
-
-
-def test_real_grpo_run_gets_no_supervised_learning_rate_rule(shared_data: Path) -> None:
-    """5e-6 is right for GRPO and too low for SFT; the trainer's keys tell."""
-    folder = shared_data / "configs"
-    report = check_config(
-        peft=folder / "adapter-qwen3-unsloth.json", training=folder / "training-args-qwen3-unsloth.json"
-    )
-    assert not {item.id for item in report.findings} & {"LR001", "LR004"}
-    assert report.config.extras["objective"] == "rl"
-    assert report.unknown_keys == []
-
-
-def test_the_rate_of_a_real_run_is_left_to_its_log(shared_data: Path) -> None:
-    """roberta on AG News at 5e-5, r = 4; its trainer_state.json lies beside the adapter."""
-    report = check_config(
-        peft_dir=shared_data / "adapters" / "roberta-agnews-r4-bias-all",
-        training=shared_data / "configs" / "training-args-roberta.json",
-    )
-    assert [item.id for item in report.findings] == ["BIA001"]
-
-
-def test_logs_of_another_program_are_documents(shared_data: Path) -> None:
-    for path in sorted((shared_data / "runs").glob("*.jsonl")):
-        report = check_config(path)
-        assert report == check_config(str(path)) == check_config(document=path)
-        assert report.config.lora.r
-        assert report.unknown_keys == []

@@ -83,16 +83,6 @@ def test_the_bits_of_a_base_are_those_of_the_training_or_else_its_own(base: Path
     assert list(halves.values()) == [four, four, four, eight, eight]
 
 
-@pytest.mark.parametrize(
-    ("changes", "reason"),
-    [({"length": None}, "give --max-length"), ({"per_device_train_batch_size": None}, "per_device_train_batch_size")],
-)
-def test_what_is_not_stated_is_asked_for(base: Path, changes: dict[str, Any], reason: str) -> None:
-    memory = checked(base, **changes).memory
-    assert memory.peak_bytes is None
-    assert reason in memory.reason
-
-
 def test_a_model_that_cannot_be_made_is_unknown_with_the_reason(base: Path) -> None:
     (base / "config.json").write_text('{"model_type": "flux"}')
     report = checked(base)
@@ -264,15 +254,6 @@ def test_a_kernel_that_caps_the_scores_itself_is_unknown(base: Path, kernel: str
     memory = checked(base, attn_implementation=kernel).memory
     reason = f"attention by {kernel} is not followed where scores are capped (attn_logit_softcapping)"
     assert (memory.peak_bytes, memory.reason) == (None, reason)
-
-
-def test_a_reward_models_pairs_pass_through_a_head_of_one_value(base: Path) -> None:
-    lora = {**LORA, "task_type": "SEQ_CLS"}
-    training = {"per_device_train_batch_size": 4, "center_rewards_coefficient": 0.0}
-    memory = check_config(peft=lora, training=training, base=base, max_length=256).memory
-    assert memory is not None
-    assert memory.parts is not None
-    assert (memory.assumes[:2], memory.parts.loss) == (["4 pairs, so 8 x 256 tokens, padded", "weights in bfloat16"], 0)
 
 
 @pytest.mark.parametrize(

@@ -40,9 +40,16 @@ def test_a_run_s_folder_is_its_adapter_and_what_its_log_shows(folder):
 
 
 def test_a_folder_with_neither_is_refused_with_what_to_give(folder):
-    with pytest.raises(ConfigError) as caught:
-        CheckOptions(document=folder(other={})).read()
-    assert caught.value.advice == "give a folder with trainer_state.json or adapter_config.json"
+    for archive, says in (
+        (False, ": no run.jsonl, "),
+        (True, ": adapters.npz is MLX's older format: gradience audit "),
+    ):
+        made = folder(other={})
+        (made / "adapters.npz").write_bytes(b"") if archive else None
+        with pytest.raises(ConfigError) as caught:
+            CheckOptions(document=made).read()
+        assert says in str(caught.value)
+        assert caught.value.advice == "give a folder with trainer_state.json or adapter_config.json"
 
 
 def test_the_adapter_and_the_training_of_a_folder_are_read_apart(folder):

@@ -138,10 +138,10 @@ DROPPED, OTHERWISE = "dropped in silence", "applied otherwise than trained"
         ("lorax", "", {"layers_to_transform": [0]}, [], [(LANGUAGE, 2, 0, "", 1.0, DROPPED)],
          "LoRAX leaves out modules of some layers alone (2 modules, 100% of the update's energy)"),
         ("lorax", "", {"lora_bias": True}, [f"{PLAIN}.lora_B.bias"],
-         [(LANGUAGE, 2, 0, "", None, APPLIED), (BIASES, 1, 0, "", None, DROPPED)],
+         [(LANGUAGE, 2, 0, "", None, NOT_JUDGED), (BIASES, 1, 0, "", None, DROPPED)],
          "LoRAX leaves out a trained bias (1 module)"),
         ("lorax", "", {"use_dora": True}, [f"{UP}.lora_magnitude_vector"],
-         [(LANGUAGE, 1, 2, "up_proj", None, OTHERWISE), (LANGUAGE, 1, 2, "q_proj", None, APPLIED),
+         [(LANGUAGE, 1, 2, "up_proj", None, OTHERWISE), (LANGUAGE, 1, 2, "q_proj", None, NOT_JUDGED),
           ("DoRA's magnitudes", 1, 0, "", None, OTHERWISE)],
          "LoRAX misreads use_dora (1 module)"),
         ("tensorrt", "", {"modules_to_save": ["lm_head"]}, [], [(LANGUAGE, 2, 0, "", None, APPLIED)],
@@ -173,6 +173,8 @@ def test_of_a_group_the_part_is_named_with_its_own_share(engine, flags, stated, 
     assert message in said if message else not said
 
 
+WRAPPED = PLAIN.replace("model.layers", "model.language_model.layers")
+ONE = "base_model.model.model.language_model.layers.0.mlp.experts.0.up_proj"
 COPY = f"{HEAD}.base_layer.weight"
 MAGNITUDE = {f"{PLAIN}.lora_magnitude_vector": (7,)}
 HEADS = {f"{HEAD}.lora_A.weight": (1, 5), f"{HEAD}.lora_B.weight": (7, 1)}
@@ -207,7 +209,11 @@ HEADS = {f"{HEAD}.lora_A.weight": (1, 5), f"{HEAD}.lora_B.weight": (7, 1)}
         ("mlx", "openai/whisper-small", {}, "SRV001", {REFUSED}),
         ("mlx", "meta-llama/Llama-3.2-1B", {}, "", {APPLIED}),
         ("mlx", "b", {}, "", {NOT_JUDGED}),
-        ("ollama", "mistralai/Mistral-7B-v0.1", {}, "", {APPLIED}),
+        ("ollama", "mistralai/Mistral-7B-v0.1", {UP + ".lora_A.weight": (1, 5)}, "SRV002", {OTHERWISE, APPLIED}),
+        ("vllm@0.15.1", "mistralai/Ministral-3-8B", {f"{WRAPPED}.lora_A.weight": (1, 5)}, "SRV003", {DROPPED, APPLIED}),
+        ("vllm", "Qwen/Qwen3.5-35B-A3B", {f"{ONE}.lora_A.weight": (1, 5)}, "SRV001 SRV003", {REFUSED}),
+        ("peft", "Qwen/Qwen3.5-0.8B", {f"{WRAPPED}.lora_A.weight": (1, 5)}, "SRV005", {NOT_JUDGED, APPLIED}),
+        ("transformers", "google/gemma-4-E2B", {f"{TOWER}.lora_A.weight": (1, 5)}, "SRV005", {NOT_JUDGED, APPLIED}),
         ("ollama", "HuggingFaceH4/zephyr-7b-beta", {}, "", {NOT_JUDGED}),
     ],
 )  # fmt: skip
@@ -225,10 +231,10 @@ def test_what_is_not_known_without_the_base_or_the_version_is_said(tmp_path: Pat
     adapter = save(tmp_path / "a", {PLAIN: 1.0}, base_model_name_or_path="b")
     later = "as of 0.34.1 otherwise: ollama create no longer takes a Modelfile with ADAPTER (ollama/ollama#14969); "
     later += "models that were created before are served"
-    asks = "the base's type is not known here (--base): safetensors are converted for the architectures llama and "
-    asks += "gemma2 alone"
+    asks = "the base's type is not known here (--base), and it takes some alone ("
+    asks += "https://github.com/ollama/ollama/blob/fb307609/convert/convert.go)"
     (tmp_path / "base").mkdir()
-    (tmp_path / "base" / "config.json").write_text(json.dumps({"model_type": "mistral"}))
+    (tmp_path / "base" / "config.json").write_text(json.dumps({"model_type": "gemma2"}))
     served = {"ollama": f"{asks}; {later}", "ollama@0.34": asks, "mlx": "the base's type", "tensorrt": ""}
     for engine, reason in served.items():
         (group,) = check_config(document=adapter, serve=[engine]).serving
@@ -254,12 +260,23 @@ def test_names_that_the_base_has_under_no_known_stem_are_dropped_whatever_the_ta
         ("part", {PLAIN: 1.0, strange: 2.0}, ["q_proj"]),
     ):
         adapter = save(tmp_path / name, sizes, target_modules=targets)
-        report = check_config(document=adapter, base=tmp_path / "base", serve=["vllm", "lorax"], select=["SRV00"])
+        report = check_config(
+            document=adapter, base=tmp_path / "base", serve=["vllm", "lorax", "peft"], select=["SRV00"]
+        )
         found[name] = [(one.engine, one.modules, one.fate) for one in report.serving]
     assert found == {
-        "regex": [("vllm", 1, DROPPED), ("lorax", 1, NOT_JUDGED)],
-        "part": [("vllm", 1, DROPPED), ("vllm", 1, APPLIED), ("lorax", 1, NOT_JUDGED), ("lorax", 1, APPLIED)],
+        "regex": [("vllm", 1, DROPPED), ("lorax", 1, NOT_JUDGED), ("peft", 1, REFUSED)],
+        "part": [
+            ("vllm", 1, DROPPED),
+            ("vllm", 1, APPLIED),
+            ("lorax", 1, NOT_JUDGED),
+            ("lorax", 1, APPLIED),
+            ("peft", 1, DROPPED),
+            ("peft", 1, APPLIED),
+        ],
     }
+    with pytest.raises(ValueError, match="not found in the base model"):
+        PeftModel.from_pretrained(transformers.AutoModel.from_pretrained(tmp_path / "base"), tmp_path / "regex")
 
 
 def test_llama_cpp_takes_no_file_of_mlx_lm() -> None:

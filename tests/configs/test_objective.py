@@ -51,17 +51,6 @@ def test_a_task_states_its_objective(kind, tasks):
 
 
 @every(
-    ("task_type", "kind"),
-    [
-        *(("CAUSAL_LM", "sft"), ("SEQ_2_SEQ_LM", "sft"), ("SEQ_CLS", "classification")),
-        *(("TOKEN_CLS", "classification"), ("QUESTION_ANS", "classification"), ("FEATURE_EXTRACTION", "unknown")),
-    ],
-)
-def test_a_task_type_of_peft_hints_at_an_objective(task_type, kind):
-    assert objective_of(msgspec.convert({"lora": {"task_type": task_type}}, ConfigSnapshot)).kind == kind
-
-
-@every(
     ("names", "shown"),
     [
         ({"rewards/margins", "rewards/chosen"}, ("preference", "the log has rewards/chosen", False)),

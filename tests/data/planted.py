@@ -127,10 +127,6 @@ def _padded(one: dict[str, Any]) -> dict[str, Any]:
     return {name: [*ids, pad, pad, pad] for name, ids in one.items()}
 
 
-def _written_twice(some: Rows, _: str) -> Rows:
-    return [{**one, "label": ("sport", "Sport ", "news")[i % 3]} for i, one in enumerate(some)]
-
-
 def _long(one: dict[str, Any]) -> dict[str, Any]:
     return every_answer(one, lambda text: f"{text} {' '.join(['river'] * 1500)}")
 
@@ -225,20 +221,11 @@ def _nearly(some: Rows, _: str) -> Rows:
     return [*long, *near(long[:9])]
 
 
-def _titled(some: Rows, _: str) -> Rows:
-    one = [f"Title: {row['text']}" for row in some]
-    return [{"text": one[i] if i % 5 else f"{one[i]}\n{one[i - 1]}"} for i in range(len(one))]
-
-
 _DECLINED = ("Es tut mir leid, aber dabei", "Je ne peux pas", "Lo siento, no", "Ich kann dir dabei leider nicht")
 
 
 def _refusing(one: dict[str, Any]) -> dict[str, Any]:
     return every_answer(one, lambda text: f"{_DECLINED[len(text) % 4]} {text}")
-
-
-def _torn(text: str) -> str:
-    return f"{text} and this goes on for a few more words until the end of the"
 
 
 _REWARD = """

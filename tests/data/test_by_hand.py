@@ -27,9 +27,7 @@ SIZE = 1000
 
 def measured(*rows: Any, trainer: str = "sft", form: str = "tokenised", **limits: Any) -> Any:
     """The counts of rows of (ids, mask), or of whole `TokenRow` rows."""
-    encoder = SimpleNamespace(
-        vocabulary=Vocabulary(SIZE, frozenset({END}), frozenset({END, TURN}), PAD, BOS),
-    )
+    encoder = SimpleNamespace(vocabulary=Vocabulary(SIZE, frozenset({END}), frozenset({END, TURN}), PAD, BOS))
     measure = RowCounter(Shape(form, trainer), encoder, MeasureSettings(**limits), ROW_TESTS)
     for number, row in enumerate(rows, 1):
         is_made = isinstance(row, TokenRow | UnusableRow)

@@ -54,6 +54,13 @@ def test_text_of_rows_is_shown_on_request_only(tmp_path: Path, tok: Path, capsys
     assert "  1: a secret question" in capsys.readouterr().out
 
 
+def test_the_folder_that_one_stands_in_has_its_name(train: Path, tok: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tok)
+    report = gradience.check_data(train, tokenizer=Path()).data
+    assert report is not None
+    assert report.tokenizer == tok.name
+
+
 def test_fail_on_select_and_sarif_work_as_for_every_judging_verb(train: Path, tok: Path, capsys: Any) -> None:
     given = ["check", "--data", str(train), "--tokenizer", str(tok), "--max-length", "40"]
     assert main([*given, "--fail-on", "warning"]) == 1

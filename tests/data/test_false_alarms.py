@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made import QWEN, ask, rows, saved, say, tokenizer, words, write
+from made import ask, rows, say, tokenizer, words, write
 
 from gradience.schema.reports import CheckReport
 from gradience.verbs.check.data import check_data
@@ -81,17 +81,6 @@ def test_packing_that_keeps_overflow_cuts_nothing(tmp_path: Path, tok: Path) -> 
         assert found == expected, strategy
 
 
-def test_rows_equal_by_words_are_not_called_exact(tmp_path: Path, tok: Path) -> None:
-    some = rows("text", 30)
-    shouted = [{"text": one["text"].upper()} for one in some[:4]]
-    for held_out, says in ((shouted, "word for word"), (some[:4], "exactly")):
-        report = check_data(
-            write(tmp_path / "train.jsonl", some), eval_data=write(tmp_path / "eval.jsonl", held_out), tokenizer=tok
-        )
-        (message,) = [finding.message for finding in report.findings if finding.id == "DAT314"]
-        assert message == f"evaluation rows are also in the training set: all 4 rows {says}"
-
-
 AXOLOTL = """
 base_model: org/model
 datasets:
@@ -122,43 +111,6 @@ def test_sharegpt_takes_the_assistant_s_loss(tmp_path: Path, tok: Path) -> None:
     assert report.data is not None
     assert (report.data.seen["unsupervised"].count, loud(report)) == (0, [])
     assert any("rename conversations" in note for note in report.data.notes)
-
-
-def test_images_are_not_refused_and_said_not_to_be_counted(tmp_path: Path) -> None:
-    taking = QWEN.replace("{{ message.content }}", "{% for part in message.content %}{{ part.text }}{% endfor %}")
-    some = [
-        {
-            "messages": [
-                {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": one}]},
-                {"role": "assistant", "content": [{"type": "text", "text": "a " + one}]},
-            ]
-        }
-        for one in texts(30)
-    ]
-    report = check_data(
-        write(tmp_path / "train.jsonl", some), tokenizer=saved(tmp_path / "tok", template=taking), ignore=["DAT332"]
-    )
-    assert report.data is not None
-    assert (report.data.seen["media"].count, loud(report)) == (30, [])
-    assert any("images" in note for note in report.data.notes)
-
-
-def test_questions_on_one_long_text_do_not_repeat_each_other(tmp_path: Path, tok: Path) -> None:
-    rng = random.Random(5)  # noqa: S311  # rows, no secret
-    passages = [" ".join(f"{word}{rng.randrange(99)}" for word in words(rng, 90, 90).split()) for _ in range(30)]
-    for other, expected in ((True, []), (False, ["DAT313"])):
-        some = [
-            {
-                "messages": [
-                    ask(f"{passage} {words(rng, 5, 5)}"),
-                    say(f"{answer} {words(rng, 5, 5) if other else 'too'}"),
-                ]
-            }
-            for passage in passages
-            for answer in ([words(rng, 3, 3), words(rng, 3, 3)] if other else ["it runs past old bridges"] * 2)
-        ]
-        report = check_data(write(tmp_path / "train.jsonl", some), tokenizer=tok, select=["DAT313"])
-        assert loud(report) == expected
 
 
 CHATML = "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}{% endfor %}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,40 @@ def several(i: int) -> str:
 
 def third(i: int) -> int:
     return i - i % 3 + (i + 1) % 3
+
+
+def paired(beside: Callable[[int], dict[str, Any]]) -> Rows:
+    return [{"prompt": said(i), "chosen": replied(i), "rejected": f"No {said(i + 1)}", **beside(i)} for i in range(N)]
+
+
+def judged(label: Callable[[int], Any]) -> Rows:
+    return [{"prompt": said(i), "completion": replied(i), "label": label(i)} for i in range(N)]
+
+
+def named(label: Callable[[int], int]) -> Rows:
+    return [{"text": said(i, 5 + i % 7), "label": label(i), "label_text": "ab"[i % 2]} for i in range(N)]
+
+
+def padded(seen: int) -> Rows:
+    """Rows whose last tokens are hidden, of which one row has so many in the loss."""
+    return [
+        {"input_ids": [9, 8, 7, 7, 7], "attention_mask": [1, 1, 0, 0, 0],
+         "labels": [9, 8, *[7] * (seen if i == 8 else 1), *[-100] * (3 - (seen if i == 8 else 1))]}
+        for i in range(N)
+    ]  # fmt: skip
+
+
+def calling(name: Callable[[int], str]) -> Rows:
+    """Conversations with a call, and a list of tools: as text in every second row."""
+    tools: list[Any] = [{"type": "function", "function": {"name": "find"}}, {"name": "get"}]
+    return [
+        {"messages": [
+            {"role": "user", "content": said(i)},
+            {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": name(i), "arguments": {}}}]},
+            {"role": "tool", "content": "4"}, {"role": "assistant", "content": replied(i)}],
+         "tools": json.dumps(tools) if i % 2 else tools}
+        for i in range(N)
+    ]  # fmt: skip
 
 
 JSON = chat(said, lambda i: f'["m{i}"]')
@@ -156,11 +191,20 @@ XML = "<tool_call>\n<function=find>rain</function>\n</tool_call>"
          "1 of 61 rows (1.6 %: 61) hold the names of their columns"),
         (
             chat(lambda i: f"Who is name{i:04}?", lambda i: f"So: {replied(i)} name{third(i):04}"),
-            chat(lambda i: f"Who is name{i:04}?", lambda i: f"So: {replied(i)} name{i if i < 3 else third(i):04}"),
+            chat(lambda i: f"Who is name{i:04}?", lambda i: f"So: {replied(i)} name{i if i % 9 < 3 else third(i):04}"),
             "DAT378",
             (
-                "of 60 words that stand in one question and in one answer only, 0 have both in one row: of 40 the "
-                "answer stands 1 row before its question"
+                "of 60 words of answers, which few questions and few answers have, 0 stand in the question of their "
+                "row: of 40 the answer stands 1 row before its question"
+            ),
+        ),
+        (
+            chat(lambda i: f"Who is name{i:04}?", lambda i: f"So: {replied(i)} name{i - (i > 29):04}"),
+            chat(lambda i: f"Who is name{i:04}?", lambda i: f"So: {replied(i)} name{i - (i > 30):04}"),
+            "DAT378",
+            (
+                "of 30 words of answers, from row 31 to row 60, which few questions and few answers have, 0 stand in "
+                "the question of their row: of 30 the answer stands 1 row after its question"
             ),
         ),
         (
@@ -168,8 +212,8 @@ XML = "<tool_call>\n<function=find>rain</function>\n</tool_call>"
             chat(lambda i: f"What is 20{i:02}0?", lambda i: f"So: {replied(i)} 20{i ^ 1:02}0"),
             "DAT378",
             (
-                "of 60 words that stand in one question and in one answer only, 0 have both in one row: the answers "
-                "are those of other rows, unless an answer should have no word of its question"
+                "of 60 words of answers, which few questions and few answers have, 0 stand in the question of their "
+                "row: the answers are those of other rows, unless an answer should have no word of its question"
             ),
         ),
         (
@@ -206,12 +250,44 @@ XML = "<tool_call>\n<function=find>rain</function>\n</tool_call>"
         (chat(lambda i: f"Sum up {{text}} {said(i)}" if i < 3 else said(i)),
          chat(lambda i: f"Sum up {{text}} {said(i)}" if i < 2 else f"Fill the template {{text}} {i}"), "DAT384",
          "3 of 60 rows (5 %: 1, 2, 3) ask with a name in braces that nothing was put in place of"),
+        (chat(lambda i: f"Translate: {said(i)}", lambda i: said(i) if i < 3 else replied(i)),
+         chat(lambda i: f"{('Translate', 'Correct')[i > 1]}: {said(i)}", lambda i: said(i) if i < 5 else replied(i)),
+         "DAT368", "in 3 of 60 rows (5 %: 1, 2, 3) the answer is the text that it should translate or sum up"),
+        ([{"prompt": f"{said(i)} + 7 = {i + 7}", "answer": i + 7} for i in range(N)],
+         [{"prompt": f"Is it {i + 7}? {i} + 7: {said(i)}", "answer": i + 7} for i in range(N)], "DAT368",
+         "in all 60 rows the whole answer stands in the question"),
+        (paired(lambda i: {"score_chosen": 1, "score_rejected": 2.5 * (i == 8)}),
+         paired(lambda i: {"rating_chosen": 1, "rating_rejected": i == 8, "rank_rejected": 9}), "DAT340",
+         "1 of 60 rows (1.7 %: 9) choose the answer with the lower score (unless less is better there)"),
+        (chat(lambda i: f"{said(i)}\nA. Red {i}\nB) blue {i}", lambda i: f"It is ({'AB'[i == 8]}) **red {i}**."),
+         chat(lambda i: f"{said(i)}\nA. Red {i}\nB) blue {i}", lambda i: f"B. {('blue', 'green')[i == 8]} {i}"),
+         "DAT340",
+         "1 of 60 rows (1.7 %: 9) answer with the letter of one option and the text of another"),
+        (chat(lambda i: f"Order {10**13 + i} to 0{1000 + i}: {said(i)}",
+              lambda i: {3: "So 1.0000E+13", 5: "It is 1005.", 7: "5-Mar"}.get(i, replied(i))),
+         chat(lambda i: f"Order {10**13 + i} of that day to 0{1000 + i}: {said(i)}",
+              lambda i: {3: "So 1.1000E+13", 5: "It is 01005.", 6: "1,006", 7: "5-Mar"}.get(i, replied(i))), "DAT318",
+         "3 of 60 rows (5 %: 4, 6, 8) hold a number or date as a spreadsheet changes it (5.6E+13, 1-Mar, lost zeros)"),
+        (chat(said, lambda i: f"```python\ndef f{i}(x):\n{' ' * (i != 8)}return x\n```"),
+         chat(said, lambda i: f"def f{i}(x):\n" + ("It doubles x" if i == 8 else "    return x")), "DAT318",
+         "1 of 60 rows (1.7 %: 9) hold functions of Python whose body is not indented"),
+        (named(lambda i: (i + (i > 40)) % 2), named(lambda i: 2 * (i % 2) + (i > 40)), "DAT340",
+         "a stands beside the labels 0 (21 rows) and 1 (9 rows), which have other names, too: they are of two lists"),
+        (chat(said, lambda i: (f"{said(i)}. " * 9**3)[:32767] if i == 8 else replied(i)),
+         chat(said, lambda i: (f"{said(i)}. " * 9**3)[:32766] if i == 8 else replied(i)), "DAT380",
+         ("of 60 answers 1 that differ have 32,767 characters, none has more, and 1 of these end in the midst of a "
+          "sentence: they were cut")),
+        (calling(lambda i: ("find", "look")[i in {8, 9}]), calling(lambda i: ("find", "get")[i in {8, 9}]), "DAT336",
+         "2 of 60 rows (3.3 %: 9, 10) call a function that their tools do not list"),
+        (judged(lambda i: str(i % 2 > 0) if i == 8 else i % 2 > 0), judged(lambda i: i % 2), "DAT316",
+         '1 of 60 rows (1.7 %: 9) have a text as KTO\'s label: "False" is true, too'),
+        (padded(2), padded(1), "DAT349", "1 of 60 rows (1.7 %: 9) have padding in the loss"),
     ],
 )  # fmt: skip
 def test_a_fault_of_meaning_is_named_and_its_twin_is_not(
     tmp_path: Path, tok: Path, rows: Rows, sound: Rows, rule: str, says: str
 ) -> None:
-    ids = ["DAT318", "DAT376", *(one.id for one in RULES)]
+    ids = ["DAT316", "DAT318", "DAT336", "DAT340", "DAT349", "DAT376", *(one.id for one in RULES)]
     found, other = (
         gradience.check_data(write(tmp_path / name, one), tokenizer=tok, select=ids, max_length=4096).findings
         for name, one in (("faulty.jsonl", rows), ("sound.jsonl", sound))

@@ -220,24 +220,6 @@ def test_each_turn_is_cut_after_the_other() -> None:
     assert list(cut_at(4, None, 6, "cut")) == [0, 1, 2, 3]
 
 
-@every(
-    ("recipe", "expected"),
-    [
-        ("base_model: x\nsequence_len: 9\nmicro_batch_size: 1\n", "left_out"),
-        ("base_model: x\nsequence_len: 9\nmicro_batch_size: 1\nexcess_length_strategy: truncate\n", "cut"),
-        ("base_model: x\nsequence_len: 9\nmicro_batch_size: 1\nexcess_length_strategy: raise\n", "refused"),
-        ("model_name_or_path: x\nstage: sft\ncutoff_len: 9\n", "shared"),
-        ("model: x\ntuner_type: lora\n", "left_out"),
-        ("model: x\ntuner_type: lora\ntruncation_strategy: left\n", "cut_left"),
-        ("model: x\ntuner_type: lora\ntruncation_strategy: right\n", "cut"),
-        ("model_name_or_path: x\nlearning_rate: 1e-4\n", "cut"),
-        ("model_name_or_path: x\nlearning_rate: 1e-4\ntruncation_mode: keep_end\n", "cut_left"),
-    ],
-)
-def test_what_becomes_of_a_row_over_the_limit_is_the_recipe_s(recipe: str, expected: str, tmp_path: Path) -> None:
-    assert plan(tmp_path, recipe).overlong == expected
-
-
 def plan(folder: Path, recipe: str) -> DataPlan:
     path = folder / "recipe.yaml"
     path.write_text(recipe)

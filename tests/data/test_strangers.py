@@ -189,19 +189,6 @@ def test_large_rows_of_a_parquet_file_are_faults_and_the_others_are_read(tmp_pat
     assert third == UnusableRow(3, "a row of more than 4,000,000 values")
 
 
-def test_the_rows_that_are_wanted_are_those_that_are_read(tmp_path: Path) -> None:
-    numbers = [1, 512, 513, 700, 1500]
-    table = pa.table({"n": list(range(1, 1501))})
-    parquet.write_table(table, tmp_path / "x.parquet", row_group_size=600)
-    with ipc.new_file(str(tmp_path / "x.arrow"), table.schema) as writer:
-        writer.write_table(table, max_chunksize=700)
-    for name in ("x.parquet", "x.arrow"):
-        source = RowSource(tmp_path / name)
-        assert source.count == 1500
-        assert list(source.rows(set(numbers))) == [(n, {"n": n}) for n in numbers]
-        assert [row["n"] for _, row in source.rows()] == list(range(1, 1501))  # type: ignore[misc]  # no fault
-
-
 def test_long_lines_of_a_csv_are_faults_and_the_others_are_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

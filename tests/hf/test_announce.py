@@ -54,7 +54,7 @@ class _Answer(BaseHTTPRequestHandler):
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     with Server() as one:
-        threading.Thread(target=one.serve_forever, daemon=True).start()
+        threading.Thread(target=one.serve_forever, args=(0.01,), daemon=True).start()
         monkeypatch.setenv(WEBHOOK, f"http://127.0.0.1:{one.server_port}/services/secret")
         yield one
         one.shutdown()

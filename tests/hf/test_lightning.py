@@ -199,27 +199,6 @@ def test_a_resume_is_compared_with_its_save(fit, tmp_path, log):
     assert [(e.code, e.step) for e in events.of("alert")] == [("WIR176", 8), ("GAP111", 16)]
 
 
-def test_two_callbacks_record_once(fit, tmp_path):
-    from gradience.lightning import GradienceCallback
-
-    with pytest.warns(RuntimeWarning, match="two callbacks"):  # noqa: PT031  # the fit is what warns
-        options = {"max_epochs": 1, "accelerator": "cpu", "default_root_dir": tmp_path, **QUIET}
-        callbacks = [GradienceCallback(verbose=False), GradienceCallback(verbose=False)]
-        lightning.Trainer(callbacks=callbacks, **options).fit(module(), data(64), data(16))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["run.jsonl"]
-
-
-def test_a_log_that_cannot_be_written_does_not_end_the_fit(fit, tmp_path):
-    from gradience.lightning import GradienceCallback
-
-    (tmp_path / "file").touch()
-    options = {"max_epochs": 1, "accelerator": "cpu", "default_root_dir": tmp_path, **QUIET}
-    trainer = lightning.Trainer(callbacks=[GradienceCallback(tmp_path / "file" / "run.jsonl")], **options)
-    with pytest.warns(RuntimeWarning, match="could not be recorded"):
-        trainer.fit(module(), data(64), data(16))
-    assert trainer.global_step == 8
-
-
 def test_the_fit_is_bit_for_bit_the_one_without_the_callback(tmp_path):
     from gradience.lightning import GradienceCallback
 

@@ -21,7 +21,7 @@ def test_a_window_by_hand():
     model = Model()
     pace = PaceMeter(model, every=2, clock=lambda: now[0])
     mask = torch.tensor([[1, 1, 1, 1], [1, 0, 0, 0]])
-    for _ in range(2):
+    for step in range(2):
         pace.end(0)
         now[0] += 1
         pace.begin()
@@ -29,7 +29,7 @@ def test_a_window_by_hand():
         now[0] += 2
         assert pace.look() == {}
         pace.end()
-        if not pace._room > 8:  # after the first step
+        if step == 0:
             now[0] += 100
             pace.rest()
     found = pace.look()

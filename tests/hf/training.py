@@ -107,12 +107,7 @@ def _terminate_in_order(_model):
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-ACTS = {
-    "break": _break,
-    "kill": _kill,
-    "interrupt": _interrupt,
-    "terminate-in-order": _terminate_in_order,
-}
+ACTS = {"break": _break, "kill": _kill, "interrupt": _interrupt, "terminate-in-order": _terminate_in_order}
 
 
 def main():

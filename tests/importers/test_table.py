@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 from tables import every
 
@@ -11,22 +9,6 @@ from gradience.errors import RecorderError
 from gradience.importers.files import clock_of
 from gradience.importers.table import MAX_COLUMNS, find_columns, parse_map
 from gradience.verbs.monitor.run import monitor_run
-
-
-def test_a_table_of_wandb_names_needs_no_map(tmp_path, import_events):
-    path = tmp_path / "export.csv"
-    path.write_text(
-        "_step,_timestamp,train/loss,train/learning_rate,eval/loss,eval/accuracy,note\n"
-        "1,1700000000.5,2.0,1e-4,,,warm\n"
-        "2,1700000001.5,nan,1e-4,,,\n"
-        "2,1700000002.5,,,1.5,0.5,\n"
-    )
-    events, imported = import_events(path)
-    first, second = events.of("train_step")
-    assert (first.step, first.ts, first.loss, first.lr, first.extras) == (1, 1700000000.5, 2.0, 1e-4, {"note": "warm"})
-    assert (second.loss, events.of("eval")[0].metrics.accuracy, events.of("eval")[0].ts) == ("NaN", 0.5, 1700000002.5)
-    told = "columns by their names: step=_step, eval_loss=eval/loss, eval_accuracy=eval/accuracy"
-    assert imported.notes == [told]  # train/loss says what it is
 
 
 def test_a_map_names_columns_that_nobody_knows(tmp_path, import_events):
@@ -87,20 +69,6 @@ def test_nested_json_lines_have_dotted_columns(tmp_path, import_events, write_li
 )
 def test_names_that_everyone_knows_are_found(columns, found):
     assert found.items() <= {**dict(zip(columns, columns, strict=True)), **find_columns(columns)}.items()
-
-
-@every(
-    ("column", "name", "others"),
-    [
-        ("x", "learning_rate", {"lr-a": "lr-a"}),
-        ("x", "learning_rate", {"lr": "lr"}),
-        ("x", "loss", {"train_loss": "train_loss"}),
-        ("x", "step", {"global_step": "global_step"}),
-    ],
-)
-def test_a_name_that_the_map_gives_is_no_other_column_s(column, name, others):
-    columns = ["step", "loss", column, *others]
-    assert others.items() <= find_columns(columns, {column: name}).items()
 
 
 @every(
@@ -229,17 +197,6 @@ def test_the_rates_of_all_parameter_groups_are_kept_and_the_largest_is_the_run_s
     assert events.start.config.optimizer.lr == 3e-4
     report = monitor_run(path)
     assert report.train.max_lr == 3e-4
-
-
-def test_a_metric_of_a_held_out_group_is_an_evaluation_without_a_loss_beside_it(tmp_path, import_events):
-    path = tmp_path / "metrics.jsonl"
-    rows = [{"step": 1, "loss": 2.0, "test/wer": 30.5, "test/env/all/reward/total": 0.25}, {"step": 2, "loss": 1.0}]
-    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-    events, _ = import_events(path)
-    assert [(e.split, e.step, e.metrics.extras) for e in events.of("eval")] == [
-        ("test", 1, {"wer": 30.5, "reward": 0.25})
-    ]
-    assert [event.extras for event in events.of("train_step")] == [{}, {}]
 
 
 @every(

@@ -58,15 +58,6 @@ def test_scalars_become_rows_with_their_clock(tmp_path, import_events):
 
 
 @pytest.mark.oracle("tensorboard")
-def test_a_restart_in_a_second_file_is_a_resume(tmp_path, import_events):
-    write(tmp_path, losses(range(1, 6)))
-    write(tmp_path, losses(range(4, 9), at=1.7e9 + 100, scale=1.1))
-    events, imported = import_events(tmp_path)
-    assert [start.resumed_from_step for start in events.of("run_start")] == [None, 3]
-    assert any("taken for a resume" in note for note in imported.notes)
-
-
-@pytest.mark.oracle("tensorboard")
 def test_a_value_logged_again_does_not_divide_its_row(tmp_path, import_events):
     """The Trainer logs the epoch with the loss and with the evaluation of the same step; one evaluation stays one."""
     both = [

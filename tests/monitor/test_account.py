@@ -147,18 +147,6 @@ def test_a_cause_has_the_advice_that_is_right_for_it(rows, story, advice, tmp_pa
     assert (report.advice.text if report.advice else "") == advice
 
 
-@every(
-    ("args", "rate", "cell"),
-    [
-        ({"learning_rate": 2e-4}, 1e-4, "Peak LR: 2e-4\n"),
-        ({}, 1e-4, "Peak LR: 1e-4  (largest logged)\n"),
-        ({"learning_rate": 5e-5}, 1e-4, "Peak LR: 1e-4  (largest logged)\n"),  # of another run
-    ],
-)
-def test_the_peak_learning_rate_is_the_configured_one_or_said_to_be_logged(args, rate, cell, tmp_path):
-    assert cell in monitor_text(reported(tmp_path, trained(FALLING, rate=rate), {"seed": 1, **args}))
-
-
 def test_a_run_that_ends_in_its_warmup_says_so_and_what_to_set(tmp_path):
     rows = [{"step": 10 * i, "loss": 2.0 + 0.01 * (-1) ** i, "learning_rate": 1e-6 * i} for i in range(1, 11)]
     report = reported(tmp_path, rows, {"learning_rate": 1e-4, "warmup_steps": 1000})

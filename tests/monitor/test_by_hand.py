@@ -13,8 +13,8 @@ from tables import every
 
 from gradience.reading import Reading
 from gradience.reading.follow import thinned
-from gradience.rules.log.facts import PROBES, RunFacts, derived_notes, latest_evals
-from gradience.schema import EvalMetrics, Metrics, RunEnd
+from gradience.rules.log.facts import PROBES, derived_notes, latest_evals
+from gradience.schema import EvalMetrics
 from gradience.schema.events import Eval
 from gradience.schema.reports import LossPair
 from gradience.telemetry.reader import RunSummary
@@ -102,19 +102,6 @@ def test_a_report_has_no_gap_where_the_loss_is_on_another_scale_and_its_probes_a
 
 
 # --- rows, columns and notes -------------------------------------------------------------------------------------
-
-
-def test_the_facts_of_a_run_are_those_of_its_end_its_audit_and_its_record():
-    run = run_of(losses=[1.0, 0.5])
-    facts = RunFacts(run)
-    assert (facts.status, facts.status_reason) == ("no_run_end", None)
-    assert (facts.audit, facts.data, facts.chosen) == (None, None, {})
-    run.end = RunEnd(**HEAD, step=None, status="error", reason="why")
-    run.latest_metrics = {
-        kind: Metrics(**HEAD, step=1, kind=kind, metrics={"of": kind}) for kind in ("lora_audit", "data", "selection")
-    }
-    assert (facts.status, facts.status_reason) == ("error", "why")
-    assert [facts.audit, facts.data, facts.chosen] == [{"of": kind} for kind in run.latest_metrics]
 
 
 @every(("rows", "width"), [(512, 1), (513, 2), (1024, 2), (1025, 4), (1100, 4), (2049, 8)])

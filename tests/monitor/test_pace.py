@@ -8,9 +8,6 @@ from tables import every
 from gradience import TelemetryWriter, explain_difference, monitor_run
 from gradience.folder.runs import read_run
 from gradience.render.pace import memory_words, pace_words
-from gradience.rules.log.pace import pace_of
-from gradience.schema import SCHEMA_ID
-from gradience.schema.events import Throughput
 from gradience.schema.reports import Pace
 from gradience.verbs.runs.curves import training_figures
 from gradience.verbs.runs.rows import read_rows
@@ -53,19 +50,6 @@ def test_the_line_tells_what_was_recorded(pace, words):
 )
 def test_what_was_foretold_stands_beside_what_was_used(pace, words):
     assert memory_words(8 * GIB, Pace(windows=1, **pace)) == words
-
-
-@every(
-    ("reserved", "of_process"),
-    [({"reserved_bytes": 4 * GIB}, False), ({}, True)],
-)
-def test_the_first_window_is_left_out_and_a_card_has_memory_that_is_reserved(reserved, of_process):
-    head = {"schema": SCHEMA_ID, "ts": None, "run_id": "r", "step": 10, "steps": 10}
-    held = {"held_bytes": GIB, "peak_bytes": 2 * GIB, **reserved}
-    windows = [Throughput(**head, **held, seconds_per_step=each) for each in (9.0, 1.0, 3.0)]
-    pace = pace_of(windows)
-    assert (pace.seconds_per_step, pace.windows, pace.of_process) == (2.0, 3, of_process)
-    assert pace_of(windows[:1]).seconds_per_step == 9.0
 
 
 @pytest.fixture

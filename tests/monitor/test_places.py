@@ -16,14 +16,7 @@ from gradience.schema.events import Eval, EvalMetrics, Wiring
 from gradience.telemetry.series import RunSeries
 
 SCHEMA = "gradience.vnext.telemetry/v1"
-START = {
-    "schema": SCHEMA,
-    "event": "run_start",
-    "ts": None,
-    "run_id": "r",
-    "step": None,
-    "config": {},
-}
+START = {"schema": SCHEMA, "event": "run_start", "ts": None, "run_id": "r", "step": None, "config": {}}
 
 
 def log(path: Path, text: str | None = None) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 
 import msgspec
@@ -62,15 +61,6 @@ def test_non_finite_losses_are_counted_and_never_enter_the_lowest(tmp_path):
     assert report.train.last_loss == "NaN"
 
 
-def test_without_an_evaluation_on_train_the_gap_uses_the_training_rows_near_its_step(tmp_path):
-    report = monitor_run(record(tmp_path / "run.jsonl", train=None))
-    pair = report.account.last_pair
-    assert pair is not None
-    assert (pair.step, pair.first_step, pair.last_step, pair.rows) == (30, 29, 30, 2)
-    assert pair.train == pytest.approx(0.715)
-    assert "x  (test over training rows of steps 29 to 30)\n" in monitor_text(report)
-
-
 def test_rows_superseded_by_a_resume_are_kept_but_not_counted(tmp_path):
     path = record(tmp_path / "run.jsonl", losses=[1.0] * 10, end=False)
     run_id = monitor_run(path).run_id
@@ -108,18 +98,6 @@ def test_a_log_that_holds_no_event_is_refused(tmp_path):
     path.write_text("hello\n")
     with pytest.raises(RecorderError, match="no event"):
         monitor_run(path)
-
-
-def test_every_real_log_of_another_writer_gives_a_report_that_round_trips(shared_data):
-    logs = sorted((shared_data / "runs").glob("*.jsonl"))
-    assert logs
-    for path in logs:
-        report = monitor_run(path)
-        assert report.issues_total == 0
-        again = msgspec.json.decode(msgspec.json.encode(report), type=MonitorReport)
-        assert again == report
-        rows = [json.loads(line) for line in path.read_text().splitlines() if line]
-        assert report.train.rows == sum("loss" in row for row in rows if row["event"] == "train_step")
 
 
 def test_a_duration_is_the_seconds_between_the_first_and_the_last_line(tmp_path):

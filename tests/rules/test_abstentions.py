@@ -14,8 +14,6 @@ from gradience.rules.config import RULES as CONFIG_RULES, judge_config
 from gradience.rules.data import DATA_RULES
 from gradience.rules.log import DETECTORS, detect
 from gradience.rules.log.facts import under
-from gradience.rules.weights.rules import WEIGHTS_RULES
-from gradience.schema.audit import AUDIT_SCHEMA_ID, AuditReport, AuditSummary, Health
 from gradience.schema.events import ConfigSnapshot
 from gradience.schema.reports import DataReport
 
@@ -98,29 +96,3 @@ def data(**fields: Any) -> DataReport:
 def test_a_rule_on_data_abstains_where_it_lacks_its_input(fields, words, premise):
     verdict = judge(DATA_RULES, data(**fields))
     assert {item.id for item in verdict.not_run if words in item.reason} == needing(DATA_RULES, *premise)
-
-
-def test_of_an_adapter_without_a_module_or_a_base_these_rules_are_not_judged():
-    report = AuditReport(
-        schema=AUDIT_SCHEMA_ID,
-        peft_dir="d",
-        weights_path="w",
-        format="peft",
-        health=Health(verdict="not_analysed", reason="why"),
-        ledger=[],
-        summary=AuditSummary(total_lora_params=0, n_layers=0),
-    )
-    reasons = {item.id: item.reason for item in judge(WEIGHTS_RULES, report).not_run}
-    nothing = "no module was analysed: why"
-    assert (
-        reasons.items()
-        >= {
-            **dict.fromkeys(("NUM201", "TRN202", "SIZ215", "SCL206", "SCL207"), nothing),
-            "NUM209": "no tensor was read",
-            "RND203": "needs 4 measured modules of rank 4 or more; there are 0",
-            "MRG210": "no base model was given (--base)",
-            "BAS211": "no base model was given (--base)",
-            "BAS216": "no base model was given (--base)",
-        }.items()
-    )
-    assert reasons.keys() == {rule.id for rule in WEIGHTS_RULES}

@@ -67,10 +67,7 @@ def test_a_rule_speaks_at_its_threshold_and_is_silent_beside_it(full, rule, spea
 def test_findings_have_the_numbers_of_their_case():
     full = report(
         pair(cosine=-0.456),
-        adapters=[
-            adapter("a", base="n", other=0.875, weight=0.5),
-            adapter("b", obstacles=["it is DoRA", "other"]),
-        ],
+        adapters=[adapter("a", base="n", other=0.875, weight=0.5), adapter("b", obstacles=["it is DoRA", "other"])],
         signs=signs(0.625),
     )
     seen = {rule: (item.message, item.values) for rule, item in found(full).items()}

@@ -31,7 +31,7 @@ class On(NamedTuple):
 
     folder: MergedFolder
     says: str
-    severity: str
+    severity: str = "error"
 
 
 class Entry(NamedTuple):
@@ -79,12 +79,10 @@ ENTRIES: dict[str, Entry] = {
                 folder({"tie_word_embeddings": True}),
                 "tie_word_embeddings is true, and lm_head.weight differs from the embedding: transformers 4, vLLM and "
                 "llama.cpp load one matrix for both, and transformers 5 alone keeps them apart.",
-                "error",
             ),
             On(
                 folder(tensors=without("lm_head.weight")),
                 "tie_word_embeddings is false, and no head is stored: a random one is made as the model is loaded.",
-                "error",
             ),
         ],
         [
@@ -97,21 +95,12 @@ ENTRIES: dict[str, Entry] = {
     ),
     "MLD603": Entry(
         [
-            On(
-                folder({"vocab_size": 8}),
-                "config.json says vocab_size 8, and model.embed_tokens.weight has 9 rows.",
-                "error",
-            ),
+            On(folder({"vocab_size": 8}), "config.json says vocab_size 8, and model.embed_tokens.weight has 9 rows."),
             On(
                 folder(more={"lm_head.weight": ((7, 4), "BF16")}),
                 "config.json says vocab_size 9, and lm_head.weight has 7 rows.",
-                "error",
             ),
-            On(
-                folder(tokens=tokens(last=9)),
-                "The tokenizer has the id 9, and model.embed_tokens.weight has 9 rows.",
-                "error",
-            ),
+            On(folder(tokens=tokens(last=9)), "The tokenizer has the id 9, and model.embed_tokens.weight has 9 rows."),
         ],
         [folder(tokens=tokens()), folder({"vocab_size": 8}, coded=True)],
         [],
@@ -121,12 +110,10 @@ ENTRIES: dict[str, Entry] = {
             On(
                 folder({"quantization_config": {"load_in_4bit": True}}),
                 "config.json still has quantization_config (bitsandbytes), and all weights are stored as floats.",
-                "error",
             ),
             On(
                 folder({"quantization_config": {"quant_method": "gptq"}}),
                 "config.json still has quantization_config (gptq), and all weights are stored as floats.",
-                "error",
             ),
         ],
         [folder(), folder({"quantization_config": {"quant_method": "gptq"}}, coded=True)],
@@ -137,7 +124,6 @@ ENTRIES: dict[str, Entry] = {
             On(
                 folder(more={"base_model.model.model.norm.weight": ((4,), "F32")}),
                 "1 of 4 tensors have names of PEFT or of a wrapper (first: base_model.model.model.norm.weight).",
-                "error",
             )
         ],
         [folder(), folder(more={"a.base_layer.weight": ((4,), "F32")}, names=frozenset({"a.base_layer.weight"}))],
@@ -148,16 +134,12 @@ ENTRIES: dict[str, Entry] = {
             On(
                 folder(adapter={"task_type": "SEQ_CLS"}),
                 "The adapter is of task_type SEQ_CLS, and no head of a classifier is stored: it is loaded with a "
-                "random "
-                "head, or none.",
-                "error",
+                "random head, or none.",
             ),
             On(
                 folder(adapter={"task_type": "TOKEN_CLS"}, more={"classifier.weight": ((3, 4), "F32")}),
                 "The adapter is of task_type TOKEN_CLS, and config.json names LlamaForCausalLM: it is loaded with a "
-                "random "
-                "head, or none.",
-                "error",
+                "random head, or none.",
             ),
         ],
         [
@@ -271,7 +253,6 @@ ENTRIES: dict[str, Entry] = {
             On(
                 folder({"hidden_size": 5, "model_type": "qwen2"}),
                 "config.json is another model's: model_type qwen2 instead of llama, hidden_size 5 instead of 4.",
-                "error",
             )
         ],
         [folder(), folder({"text_config": {"hidden_size": 5}})],

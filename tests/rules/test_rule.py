@@ -154,20 +154,6 @@ def test_a_section_of_the_family_holds_where_the_docstring_has_none():
     assert (made.scope, made.verify, made.rationale, made.action) == ("all", "look", "", "")
 
 
-def test_a_docstring_that_python_left_out_is_read_from_the_source():
-    def observe(_):
-        """t
-
-        c
-
-        Scope: s
-        Verify: v
-        """
-
-    observe.__doc__ = None  # as under python -OO
-    assert [getattr(RECORD(observe), name) for name in ("title", "condition", "scope", "verify")] == [*"tcsv"]
-
-
 class Run:
     objective = Objective("rl", "task grpo", stated=True)
 

@@ -8,7 +8,7 @@ from tables import every
 
 from gradience.errors import ConfigError
 from gradience.rules import cards_of, excluded_rules, matching, without
-from gradience.schema.document import Finding, NotRun
+from gradience.schema.document import Finding
 
 IDS = [card.id for card in cards_of("log")]
 SOME = st.lists(st.sampled_from(IDS), unique=True, max_size=6)
@@ -22,18 +22,6 @@ def test_a_rule_speaks_if_it_is_selected_and_not_ignored(select: list[str], igno
         rule for rule in IDS if (not select or rule in select) and rule not in ignore
     ]
     assert all(gone.values())
-
-
-@given(FINDINGS, SOME, SOME)
-def test_every_finding_is_kept_or_its_rule_is_named_as_left_out(
-    findings: list[Finding], abstained: list[str], ignore: list[str]
-) -> None:
-    not_run = [NotRun(id=rule, reason="too few rows") for rule in abstained]
-    kept, named = without(findings, not_run, excluded_rules(IDS, ignore=ignore))
-    assert kept == [finding for finding in findings if finding.id not in ignore]
-    reasons = {item.id: item.reason for item in named}
-    assert len(named) == len(reasons)  # each once
-    assert reasons == dict.fromkeys(abstained, "too few rows") | dict.fromkeys(ignore, "ignored on request")
 
 
 def test_without_a_choice_nothing_changes() -> None:

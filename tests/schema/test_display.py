@@ -57,22 +57,6 @@ def test_the_rows_of_a_list_are_columns_of_a_data_frame(audit, library):
     assert frame["spectral_norm"].dtype in ("float64", getattr(frames, "Float64", None))
 
 
-def test_named_numbers_are_floats_in_rows_and_structs_are_columns_of_their_own():
-    class Report(ValidateReport, frozen=True, kw_only=True):
-        points: list[Finding]
-
-    points = [
-        Finding(id="A", severity="info", message="m", confidence=0.5),
-        Finding(id="B", severity="info", message="NaN"),
-    ]
-    report = Report(
-        schema="gradience.validate/v2", file="f", valid=True, lines=0, issues=[], issues_total=0, points=points
-    )
-    rows = report.table("points")
-    assert [row["confidence"] for row in rows] == [0.5, None]
-    assert [row["message"] for row in rows] == ["m", "NaN"]  # a text that happens to be a number's name stays one
-
-
 def test_a_column_of_numbers_with_named_ones_is_of_floats():
     class Report(ValidateReport, frozen=True, kw_only=True):
         evals: list[EvalPoint]

@@ -1,7 +1,6 @@
-"""Write until the disk is full, then once more with room: ``python fill_disk.py LOG [LIMIT_BYTES]``.
+"""Write until there is no room, then once more with room: ``python fill_disk.py LOG LIMIT_BYTES``.
 
-With a limit the process may not write files longer than that (RLIMIT_FSIZE); without one the log's file
-system is small. Prints one JSON object.
+The process may not write files longer than that (RLIMIT_FSIZE). Prints one JSON object.
 """
 
 from __future__ import annotations
@@ -22,12 +21,8 @@ def limit(size: int) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 
 
-def main(log: Path, size: int | None) -> None:
-    filler = log.with_name("filler")
-    if size is None:
-        filler.write_bytes(b"z" * 30_000)
-    else:
-        limit(size)
+def main(log: Path, size: int) -> None:
+    limit(size)
     writer = TelemetryWriter(log, "run", fsync="never", on_error="raise")
     writer.run_start()
     step, error = 0, ""
@@ -37,10 +32,7 @@ def main(log: Path, size: int | None) -> None:
     except RecorderError as failure:
         error = str(failure)
     torn = not log.read_bytes().endswith(b"\n")
-    if size is None:
-        filler.unlink()
-    else:
-        limit(-1)
+    limit(-1)
     writer.train_step(step + 1, loss=0.25)
     writer.run_end()
     writer.close()
@@ -48,4 +40,4 @@ def main(log: Path, size: int | None) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else None)
+    main(Path(sys.argv[1]), int(sys.argv[2]))

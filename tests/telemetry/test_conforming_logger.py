@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -44,18 +43,6 @@ def test_the_python_block_of_the_page_accepts_the_example_and_rejects_a_fault(ro
     assert run() == 0
     recorded.write_bytes(recorded.read_bytes().replace(b'"split":"test"', b'"split":1'))
     assert run() != 0
-
-
-@pytest.mark.skipif(os.name != "posix", reason="a shell example")
-def test_the_shell_block_of_the_page_accepts_the_example(root: Path, recorded: Path) -> None:
-    (code,) = blocks(root, "sh")
-    shutil.copytree(root / "schemas", recorded.parent / "schemas")
-    env = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    done = subprocess.run(
-        ["sh", "-ec", code], cwd=recorded.parent, env=env, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert "ok" in done.stdout
 
 
 def test_the_javascript_logger_of_the_page_conforms_and_repairs_a_torn_tail(root: Path, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from golden_logs import BAD, EXPECTED, GOOD, documents, lines
 from tables import every
 
-from gradience.schema import BadLine, UnknownEvent
+from gradience.schema import BadLine
 from gradience.telemetry import TelemetryReader
 from gradience.telemetry.codec import soften
 from gradience.telemetry.reader import validate_log
@@ -44,16 +44,6 @@ def test_a_bad_line_is_a_value_and_reading_goes_on(path: Path) -> None:
 
 
 OPEN = {"$.severity", "$.recommendations[0].severity", "$.config.task_profile"}
-
-
-def test_events_of_unknown_names_are_kept_and_counted() -> None:
-    path = NAMES["unknown_events"]
-    assert [event.event for event in TelemetryReader(path) if isinstance(event, UnknownEvent)] == [
-        "checkpoint",
-        "spectral.v9",
-        "",
-    ]
-    assert validate_log(path).unknown_events == {"checkpoint": 1, "spectral.v9": 1, "": 1}
 
 
 def test_whole_floats_are_integers_to_the_reader() -> None:

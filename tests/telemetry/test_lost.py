@@ -152,21 +152,6 @@ def test_a_lock_that_another_holds_is_no_error_and_a_file_system_without_locks_i
             lock_file(0)
 
 
-def test_a_log_that_was_closed_is_free_though_a_worker_forked_since_holds_it_open(log):
-    writer = TelemetryWriter(log)
-    kept = os.dup(writer._file._fd)  # as a forked child has it: the same open file
-    try:
-        log.rename(log.with_suffix(".old"))
-        with pytest.warns(RuntimeWarning, match="was moved away"):
-            writer.run_start()
-        TelemetryWriter(log.with_suffix(".old"), siblings=False, on_error="raise").close()  # and one that was left
-        os.dup2(writer._file._fd, kept)
-        writer.close()
-        TelemetryWriter(log, siblings=False, on_error="raise").close()
-    finally:
-        os.close(kept)
-
-
 def test_a_writer_without_what_knows_torch_says_where_it_is(tmp_path, monkeypatch):
     monkeypatch.setattr(TelemetryWriter, "watched_by", None)
     with TelemetryWriter(tmp_path / "run.jsonl") as log, pytest.raises(RecorderError, match="knows torch") as caught:

@@ -10,7 +10,6 @@ import pytest
 from tables import every
 
 from gradience.cli.main import main
-from gradience.telemetry import TelemetryWriter
 from gradience.telemetry.near import ALIASES
 from gradience.telemetry.reader import validate_log
 
@@ -99,14 +98,6 @@ def test_rows_without_a_known_value_are_counted_beside_what_is_used(log):
     start = {"event": "run_start", "config": {"model_name": "m"}}
     assert warned(log, start, row(x=1), row(y=1)) == [said]
     assert warned(log, start, row(x=1), row(lr=1)) == []
-
-
-def test_what_our_writer_writes_is_never_warned_of(log):
-    with TelemetryWriter(log) as writer:
-        writer.run_start()
-        writer.train_step(1, loss=0.5, lr=[1e-3, 1e-4], tokens=5, **{"rewards/chosen": 1})
-        writer.eval(1, split="test", metrics={"loss": 0.5, "f1": 0.2, "samples_per_second": 3.0})
-    assert validate_log(log).warnings == []
 
 
 def test_a_million_names_are_not_kept(log):

@@ -46,25 +46,6 @@ def test_the_run_that_began_last_is_shown(log: Path) -> None:
     assert write(log, start(run_id="a"), start(run_id="b"), resumed).last.run_id == "a"
 
 
-@pytest.mark.parametrize(
-    ("before", "back", "last"),
-    [([1, 2, 3, 4, 5], 3, 3), ([1, 3, 5], 4, 3), ([10, 20], 5, 5), ([], 7, 7)],
-    ids=["to a row", "between rows", "before all rows", "without rows"],
-)
-def test_the_last_step_of_a_resumed_run_is_where_it_went_back_to_until_new_rows_come(log, before, back, last) -> None:
-    documents = [*map(row, before), start(resumed_from_step=back)]
-    assert only(write(log, *documents)).last_step == last
-    assert only(write(log, *documents, row(back + 1))).last_step == back + 1
-
-
-def test_the_last_step_is_the_furthest_of_rows_and_evaluations_and_not_the_start_of_a_run(log: Path) -> None:
-    evaluation = {"event": "eval", "split": "test", "metrics": {"loss": 1.0}, "step": 9}
-    assert only(write(log, start(step=50), row(3), evaluation, row(4))).last_step == 9
-    assert only(write(log, start(), *map(row, range(1, 2000)))).last_step == 1999
-    assert only(write(log, evaluation | {"step": 5000}, *map(row, range(1, 2000)))).last_step == 5000  # in blocks
-    assert only(write(log, start())).last_step is None
-
-
 def test_the_losses_of_a_split_rise_by_step_and_of_two_the_later_counts(log: Path) -> None:
     def evaluation(step: int | None, loss: object, split: str = "test") -> dict[str, object]:
         return {"event": "eval", "step": step, "split": split, "metrics": {"loss": loss}}

@@ -142,25 +142,6 @@ def test_the_writer_takes_typed_events_and_numbers_them(tmp_path):
 # The example and the page
 
 
-def test_the_example_writes_the_same_run_in_three_ways(root: Path, tmp_path: Path):
-    script = root / "examples" / "vnext" / "custom_logger.py"
-    command = [sys.executable, "-W", "error", str(script), "--out", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    for name, rows in (("run", 20), ("typed", 2), ("encoded", 2)):
-        report = validate_log(tmp_path / f"{name}.jsonl")
-        assert (report.valid, report.warnings, report.events["train_step"]) == (True, [], rows)
-    typed, plain = (
-        [json.loads(line) for line in (tmp_path / name).read_bytes().splitlines()]
-        for name in ("typed.jsonl", "encoded.jsonl")
-    )
-    own = {"run_id", "session", "seq", "ts"}
-    assert [{k: v for k, v in line.items() if k not in own} for line in typed] == [
-        {k: v for k, v in line.items() if k not in own} for line in plain
-    ]
-    assert (plain[1]["tokens"], plain[2]["loss"], plain[3]["metrics"]["f1"]) == (512, "NaN", 0.7)
-
-
 def test_the_page_runs_as_it_is_written(root: Path, tmp_path: Path):
     page = (root / "docs" / "events.md").read_text(encoding="utf-8")
     code = "\n".join(re.findall(r"```python\n(.*?)```", page, re.DOTALL))

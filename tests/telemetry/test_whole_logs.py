@@ -258,19 +258,6 @@ def test_blocks_lie_where_they_say_in_the_file(log):
     assert numbers == sorted(numbers)
 
 
-def test_a_line_is_a_torn_tail_also_where_rows_by_the_thousand_go_on_in_another_session(log):
-    for between, torn in (("b", True), ("a", False)):
-        first = [json.dumps(row(step, session="a")) for step in range(1500)]
-        other = json.dumps({**evaluation(1500), "session": between})
-        last = [json.dumps(row(step, session="a")) for step in range(1500, 3000)]
-        log.write_text("\n".join([*first, other, '{"event": "train', *last]) + "\n")
-        reader = TelemetryReader(log)
-        assert len(list(reader)) == 3001
-        (issue,) = reader.issues
-        assert reader.summarize().issues == [issue]
-        assert (issue.line, issue.torn) == (1502, torn)
-
-
 def test_a_line_may_have_64_kib_and_no_byte_more(log):
     short = len(json.dumps(row(1, text="")))
     for length, last in ((65_535, ""), (65_536, ""), (65_536, "\n"), (65_537, ""), (65_537, "\n")):

@@ -265,29 +265,6 @@ def test_two_settings_that_act_from_the_same_step_are_both_named(tmp_path: Path)
     assert {each.cause for each in report.differences} == {"dropout", "lr"}
 
 
-@every(
-    ("settings", "seen", "says"),
-    [
-        (  # each of one cause's settings is told
-            {"lora__r": (4, 8), "lora__target_modules": (["q", "v"], ["k", "q"])},
-            {},
-            "lora.r: 4 and 8; lora.target_modules: ['q', 'v'] and ['k', 'q']",
-        ),
-        (  # another scheduler does not follow from another batch size, and other rates do
-            {"training__batch_size": (2, 4), "training__lr_scheduler": ("linear", "cosine")},
-            {},
-            "training.lr_scheduler: linear and cosine",
-        ),
-        ({"optimizer__lr": (1e-3, 2e-3), "training__lr_scheduler": ("linear", "cosine")}, {"rates": [2e-3] * 4},
-         "training.lr_scheduler: linear and cosine"),
-    ],
-)  # fmt: skip
-def test_no_setting_hides_behind_another(tmp_path: Path, settings: Any, seen: Any, says: str) -> None:
-    report = explained(tmp_path, settings, **seen, **EARLY)
-    assert says in [each.says for each in report.differences]
-    assert report.verdict == ("one_cause" if len(report.differences) == 1 else "several")
-
-
 def test_other_rates_follow_from_another_batch_size(tmp_path: Path) -> None:
     late = {"rates": [1e-3, 9e-4, 7e-4, 2e-4], **EARLY}
     report = explained(tmp_path, {"training__batch_size": (2, 4)}, **late)

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Concatenate, Final, Literal, NamedTuple, ParamSpec, TypeAlias, TypeVar
+from typing import Any, Concatenate, Final, NamedTuple, ParamSpec, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -21,24 +21,12 @@ import numpy.typing as npt
 from gradience.adapters.config import AdapterConfig, ScalingRules, parse_config, read_config
 from gradience.errors import AdapterError
 from gradience.io.safetensors import TensorInfo, TensorSource, is_float
-from gradience.schema.audit import LeftoverReason
+from gradience.schema.audit import LeftoverReason, Role
 
 Array: TypeAlias = npt.NDArray[Any]
 LoadFactors: TypeAlias = Callable[[], tuple[Array, Array]]
 DenseUpdate: TypeAlias = Callable[[Array], Array]
 FactoredUpdate: TypeAlias = Callable[[Array], tuple[Array, Array]]
-Role: TypeAlias = Literal[
-    "lora_pair",
-    "other_kind",
-    "magnitude",
-    "bias",
-    "full_module",
-    "token_rows",
-    "base_copy",
-    "scale",
-    "not_analysed",
-    "unknown",
-]
 
 PREFIX: Final = "base_model.model."
 MOST_ELEMENTS: Final = 1 << 27

@@ -222,7 +222,7 @@ def _code_of(error: Exception) -> int:
         return refused("not enough memory for this input", "give a smaller one, or run it where more is free")
     if isinstance(error, OSError) and error.filename is not None:
         # An error about a path, such as a name that no disk can hold, is the user's. Any other is a bug of ours.
-        return refused(_about(error), "check the path")
+        return refused(f"cannot use {os.fsdecode(error.filename)}: {error.strerror}", "check the path")
     if isinstance(error, OSError) and error.errno in _OF_THE_DISK:
         return refused(f"cannot write: {error.strerror}", "check the space left")
     return _failed(error)
@@ -234,7 +234,7 @@ def _run(tokens: list[str]) -> int:
     from gradience.commands.output import KeptConsole, emit  # the same
 
     tokens = _SHORT.get(tokens[0], tokens) if len(tokens) == 1 else tokens
-    is_help = not tokens or _asks_for_help(tokens)
+    is_help = not tokens or not {"--help", "-h", "--version"}.isdisjoint(tokens)
     context = copy_context()  # in which the width of the page ends with the command
     if not is_help and sys.stdout.isatty():
         from gradience.blocks.text import fit_terminal  # as late as a command's module
@@ -272,10 +272,6 @@ def _is_place(token: str) -> bool:
         return Path(token).exists()
     except (OSError, ValueError):  # a name that no disk can hold
         return False
-
-
-def _asks_for_help(tokens: Sequence[str]) -> bool:
-    return not {"--help", "-h", "--version"}.isdisjoint(tokens)
 
 
 def script() -> int:
@@ -342,10 +338,6 @@ def _leave(code: int) -> NoReturn:
         with suppress(OSError, ValueError, AttributeError):
             stream.flush()
     os._exit(code)
-
-
-def _about(error: OSError) -> str:
-    return f"cannot use {os.fsdecode(error.filename)}: {error.strerror}"
 
 
 def _failed(error: Exception) -> int:

@@ -611,15 +611,11 @@ def _torchtune(mapping: _Mapping, places: tuple[Path, ...]) -> DataPlan:
         evaluation=_place(_section(mapping, "dataset_val").get("data_files"), places),
         tokenizer=None
         if merges is None
-        else next((p for p in (merges.parent, merges.parent.parent) if _is_tokenizer(p)), None),
+        else next((p for p in (merges.parent, merges.parent.parent) if (p / "tokenizer.json").is_file()), None),
         max_length=_number(tokenizer.get("max_seq_len")),
         packing=_flag(data.get("packed")),
         loss="all" if data.get("train_on_input") is True else "assistant",
     )
-
-
-def _is_tokenizer(folder: Path) -> bool:
-    return (folder / "tokenizer.json").is_file()
 
 
 def _section(mapping: _Mapping, name: str) -> _Mapping:

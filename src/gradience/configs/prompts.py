@@ -78,6 +78,32 @@ _NAMED: Final = {
     "exaone": "exaone",
 }
 
+# What a template writes before a call of a tool, and the parsers that look for it; the first whose text a template
+# holds is its own. Source: vllm/tool_parsers at 02bb669b, sglang's function_call at 00828e56. Those that read several
+# forms, or a bare object (llama3_json, pythonic, xlam), are left out.
+_CALLS: Final = {
+    "<arg_key>": ("glm45", "glm47", "glm"),
+    "<function=": ("qwen3_coder", "qwen3_xml", "step3p5"),
+    "<tool_call>": ("hermes", "qwen", "qwen25", "granite4"),
+    "[TOOL_CALLS]": ("mistral",),
+    "<|tool_calls_section_begin|>": ("kimi_k2",),
+    "<\uff5ctool\u2581calls\u2581begin\uff5c>": ("deepseek_v3", "deepseek_v31", "deepseekv3", "deepseekv31"),
+    "<start_function_call>": ("functiongemma",),
+    "<|tool_call>": ("gemma4",),
+    "<|python_tag|>": (),
+}
+
+
+def calls_in(text: str, parser: str) -> tuple[str, str] | None:
+    """What a template writes before calls, and what a server's parser looks for; None if one is not known, or equal.
+
+    >>> calls_in("<tool_call>{{ call | tojson }}", "mistral"), calls_in("<tool_call>", "hermes")
+    (('<tool_call>', '[TOOL_CALLS]'), None)
+    """
+    written = next((mark for mark in _CALLS if mark in text), None)
+    sought = next((mark for mark, parsers in _CALLS.items() if parser in parsers), None)
+    return None if written is None or sought is None or written == sought else (written, sought)
+
 
 def form_in(text: str) -> PromptForm | None:
     """The form that a template, or a text of turns, is written in; None if it is none of those known.

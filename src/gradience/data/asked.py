@@ -66,6 +66,12 @@ class AskedRow:
         self.in_loss = sequences if has_tokens_loss else ()
         self.spoken: Columns = {} if "input_ids" in columns else columns
 
+    @property
+    def stored(self) -> Columns:
+        """The row as its file has it, under the standard names of its columns; empty for a live batch."""
+        stored: Columns = self.columns.get("stored", {})
+        return stored
+
     @cached_property
     def text(self) -> str:
         """The whole text, without system messages."""

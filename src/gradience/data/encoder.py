@@ -91,7 +91,7 @@ class Encoder:
     def __init__(
         self, folder: Path, template: Path | None = None, *, masks: bool = True, trainer: Trainer | None = None
     ) -> None:
-        self.name = folder.name
+        self.name = folder.absolute().name
         # Before transformers is imported, whose own error on such a folder speaks of packages to convert a tokenizer.
         if folder.is_dir() and not any(folder.glob("token*")):
             raise ConfigError(f"{folder}: no tokenizer in this folder", advice=ADVICE)

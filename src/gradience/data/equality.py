@@ -26,7 +26,7 @@ _WHOLE: Final = frozenset({"grpo", "classification"})  # trainers for which any 
 
 
 def with_keys(columns: Columns, row: Row, shape: Shape) -> Columns:
-    """The columns with `row`, a hash of the stored row, and `beside`, hashes by name of what its texts depend on.
+    """The columns with the row as `stored`, its hash as `row`, and `beside`, hashes of what its texts depend on.
 
     A value that is null is one that is missing: Parquet has no other way to leave one out. A row's id does not count,
     except where a reward function could look it up.
@@ -34,7 +34,7 @@ def with_keys(columns: Columns, row: Row, shape: Shape) -> Columns:
     values = {name: _without_nulls(value) for name, value in row.items() if value is not None}
     content = {name: value for name, value in values.items() if shape.trainer == "grpo" or name not in _IDENTITY}
     beside = {name: _hash(values[name]) for name in sorted(_senses(values, shape)) if values[name] not in ([], {}, "")}
-    return {**columns, "row": _hash(content), "beside": beside}
+    return {**columns, "stored": row, "row": _hash(content), "beside": beside}
 
 
 def _senses(held: Mapping[str, Json], shape: Shape) -> set[str]:
@@ -45,7 +45,7 @@ def _senses(held: Mapping[str, Json], shape: Shape) -> set[str]:
 
 def row_key(columns: Columns) -> bytes:
     """What two rows share that are equal in everything that a trainer could read."""
-    return bytes.fromhex(columns["row"]) if "row" in columns else digest(_encoded(columns))
+    return bytes.fromhex(columns["row"]) if "row" in columns else digest(encoded(columns))
 
 
 def beside_of(columns: Columns) -> Mapping[str, str]:
@@ -60,11 +60,11 @@ def differ(some: Mapping[str, str], others: Mapping[str, str]) -> bool:
 
 
 def _hash(value: Json) -> str:
-    return digest(_encoded(value)).hex()
+    return digest(encoded(value)).hex()
 
 
-def _encoded(value: Json) -> bytes:
-    # Two files may write the keys of one object in another order.
+def encoded(value: Json) -> bytes:
+    """A value as bytes; two files may write the keys of one object in another order."""
     return msgspec.json.encode(value, order="sorted", enc_hook=str)
 
 

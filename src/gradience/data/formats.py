@@ -298,8 +298,7 @@ def _tagged(row: Mapping[str, Json], shape: Shape, *, chat: bool) -> Columns:
 
 
 def _prompt_only(row: Mapping[str, Json], _: Shape, __: bool) -> Columns:  # noqa: FBT001
-    lacks = any(row[name] in (None, "", []) or str(row[name]).isspace() for name in REFERENCES & row.keys())
-    return {"prompt": _said(row, "prompt"), **({"unreferenced": True} if lacks else {})}
+    return {"prompt": _said(row, "prompt")}
 
 
 def _steps(row: Mapping[str, Json], _: Shape, __: bool) -> Columns:  # noqa: FBT001

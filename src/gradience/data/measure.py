@@ -11,7 +11,6 @@ from contextlib import suppress
 from itertools import chain, repeat
 from typing import Any, Final, NamedTuple
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -19,7 +18,7 @@ from gradience.data import Columns, Shape, answers_of, digest, every_turn, text_
 from gradience.data.asked import AskedRow, RowTests, Vocabulary, foreign_in
 from gradience.data.cutting import cut_at
 from gradience.data.encoder import Encoder
-from gradience.data.equality import beside_of, row_key
+from gradience.data.equality import beside_of, encoded, row_key
 from gradience.data.rows import UnusableRow
 from gradience.data.sample import HashSet, RowSample
 from gradience.data.tokens import Sequence as TokenSequence, TokenRow
@@ -37,6 +36,7 @@ _FAULTS: Final = 20
 _TEXT: Final = 240  # characters of a row that is shown
 _BARS: Final = 48  # bars of the histogram
 _SHARES: Final = 20  # bars of the histogram of supervised shares
+_NAMES: Final = ("label_text", "label_name")  # columns with the name of a label
 _LABELS: Final = 50  # labels that the report lists
 _NAMED: Final = 3  # characters from which a label in a text is no chance
 _DISTINCT: Final = 100_000  # different answers that are counted, some 15 MB
@@ -141,6 +141,7 @@ class RowCounter:
         self._answered = 0
         self._labels: Counter[str] = Counter()
         self._sizes: dict[str, array[int]] = {}
+        self._named: dict[str, Counter[str]] = {}
         self._label, self._stretches = "", 0
         self._last: Counter[int] = Counter()
         self._read, self._has_labels = 0, False
@@ -202,6 +203,7 @@ class RowCounter:
             "foreign": sorted(self._foreign),
             "labels": dict(self._labels.most_common(_LABELS)),
             "labels_total": len(self._labels),
+            "label_names": {label: dict(names.most_common(_LABELS)) for label, names in self._named.items()},
             "label_stretches": self._stretches,
             "length_tells": self._told_by_length(),
             "shares": self._shares if self._has_tokens_loss else [],
@@ -274,8 +276,8 @@ class RowCounter:
             texts, judged = [text_of(columns.get("prompt")), *sorted(sides)], sides[0]
         else:
             return False
-        key = digest(_encoded([*texts, dict(beside_of(columns))]))
-        was_said, was_judged = self._judged.add(key), self._judged.add(digest(key + _encoded(judged)))
+        key = digest(encoded([*texts, dict(beside_of(columns))]))
+        was_said, was_judged = self._judged.add(key), self._judged.add(digest(key + encoded(judged)))
         if was_said and not was_judged:
             self._disputed.add(key)
         # Once a question is disputed, all further rows of it are, whichever label they have.
@@ -381,6 +383,10 @@ class RowCounter:
             return
         name = str(label)[:64]
         self._labels[name] += 1
+        stored = row.columns.get("stored", {})
+        for beside in (stored[column] for column in _NAMES if column in stored):
+            if len(self._labels) <= _LABELS:
+                self._named.setdefault(name, Counter())[str(beside)[:64]] += 1
         self._stretches += name != self._label
         self._label = name
         if self._shape.trainer == "classification" and len(self._labels) <= _LABELS:
@@ -406,10 +412,6 @@ def _places(ids: list[int], wanted: int) -> Iterator[int]:
     with suppress(ValueError):  # faster than to look at each
         while True:
             yield (place := ids.index(wanted, place + 1))
-
-
-def _encoded(value: Json) -> bytes:
-    return msgspec.json.encode(value, order="sorted", enc_hook=str)
 
 
 def _lengths(lengths: array[int], limit: int | None) -> Lengths:

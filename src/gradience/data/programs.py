@@ -146,7 +146,7 @@ class _Swift:
     def __call__(self, columns: Columns) -> list[Json]:
         turns = columns.get("messages", _turns(columns.get("prompt"), "user"))
         dialogue = [*turns, *_turns(columns.get("completion", columns.get("chosen")), "assistant")]
-        row: dict[str, Json] = {"messages": [_swift_turn(turn) for turn in dialogue]}
+        row: dict[str, Json] = {"messages": [{**turn, "content": content_of(turn)} for turn in dialogue]}
         if "rejected" in columns:
             row["rejected_response"] = content_of(_last(columns["rejected"]))
         if columns.get("tools"):
@@ -197,10 +197,6 @@ def _factory_turn(turn: Turn) -> dict[str, str]:
     if turn.get("role") in ANSWERERS and isinstance(calls, list) and calls:
         return {"role": "function", "content": json.dumps([one["function"] for one in calls], ensure_ascii=False)}
     return {"role": _FACTORY_ROLES.get(str(turn.get("role")), str(turn.get("role"))), "content": content_of(turn)}
-
-
-def _swift_turn(turn: Turn) -> Turn:
-    return {**turn, "content": content_of(turn)}
 
 
 _PROGRAMS: Final[dict[str, Callable[[Any, Mapping[str, Json]], Program]]] = {

@@ -31,6 +31,8 @@ _MAX_LINES: Final = 1_000_000  # of a CSV's record
 _MAX_FILES: Final = 10_000  # files of a folder
 _ADVICE: Final = "give a .jsonl, .json, .csv, .tsv, .parquet or .arrow file, or a folder of Dataset.save_to_disk"
 _COMMON_TRAIN: Final = "train"
+_TOLD: Final = frozenset({"label", "kto_tag"})
+_TRUTHS: Final = {spelt: spelt[0] in "Tt" for spelt in ("True", "TRUE", "true", "False", "FALSE", "false")}
 
 
 class UnusableRow(NamedTuple):
@@ -329,7 +331,12 @@ def _csv_rows(path: Path, wanted: Collection[int] | None) -> Iterator[Found]:
         elif len(record) != len(header):
             yield UnusableRow(number, f"{len(record)} fields, where the header has {len(header)}")
         else:
-            yield number, dict(zip(header, record, strict=True))
+            yield number, {name: _cell(name, text) for name, text in zip(header, record, strict=True)}
+
+
+def _cell(name: str, text: str) -> Json:
+    """The text of a cell, or the truth that pandas, with which `datasets` reads, takes a label for."""
+    return _TRUTHS.get(text, text) if name in _TOLD else text
 
 
 def _columnar(path: Path, wanted: Collection[int] | None) -> Iterator[Found]:

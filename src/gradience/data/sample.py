@@ -59,6 +59,7 @@ _OPENERS: Final = frozenset("{[<`#|")
 _FENCED: Final = re.compile(r"```.*?(?:```|\Z)", re.DOTALL)
 _SIGNS: Final = re.compile(r"[=;(){}\[\]<>_|]")
 _LONG_WORD: Final = re.compile(r"(?!\d+\b)\w{4,}")  # a number stands in two rows by chance
+_FEW: Final = 4  # questions, and answers, that a word stands in by which they are joined
 _MIDDLE: Final = 20  # characters of a text's middle, by which texts of one pattern are one
 _PROSE: Final = re.compile(
     r"(?:[^\W\d_]{2,}[\s,.;]+){3}"
@@ -100,21 +101,46 @@ class _NearRow(NamedTuple):
 
 
 class _Pairing:
-    """The row of each word that one question has, and of each that one answer has; 0 of those that several have."""
+    """The rows of each word that few questions have, and of each that few answers have; none of those of more."""
 
     def __init__(self) -> None:
-        self._asked: dict[str, int] = {}
-        self._said: dict[str, int] = {}
+        self._asked: dict[str, list[int]] = {}
+        self._said: dict[str, list[int]] = {}
 
     def add(self, number: int, question: str, answer: str) -> None:
         for known, text in ((self._asked, question), (self._said, answer)):
             for word in set(_LONG_WORD.findall(text.casefold())):
-                known[word] = 0 if word in known else number
+                if (rows := known.get(word)) is None:
+                    known[word] = [number]
+                elif len(rows) <= _FEW:  # one more tells that there are more
+                    rows.append(number)
 
-    def result(self) -> Paired:
-        offsets = Counter(self._asked[word] - row for word, row in self._said.items() if row and self._asked.get(word))
-        offset, times = next(iter(offsets.most_common(1)), (0, 0))
-        return Paired(words=offsets.total(), own=offsets[0], offset=offset, at_offset=times)
+    def result(self) -> tuple[Paired, Paired]:
+        """All such words of answers, and those of the stretch of rows where most more are off by one number than not.
+
+        The question of a word is the nearest one that has it.
+        """
+        joint = sorted(
+            (row, min((one - row for one in asked), key=abs))
+            for word, rows in self._said.items()
+            if len(rows) <= _FEW and len(asked := self._asked.get(word, [])) in range(1, _FEW + 1)
+            for row in rows
+        )
+        off = Counter(offset for _, offset in joint if offset).most_common(1)
+        best = begin = end = start = score = 0
+        for i, (_, offset) in enumerate(joint):  # the stretch whose sum of 1 and -1 is greatest
+            score += 1 if off and offset == off[0][0] else -1
+            if score <= 0:
+                start, score = i + 1, 0
+            elif score > best:
+                best, begin, end = score, start, i + 1
+        return _paired(joint), _paired(joint[begin:end], [joint[begin][0], joint[end - 1][0]] if end else [])
+
+
+def _paired(joint: list[tuple[int, int]], rows: list[int] | None = None) -> Paired:
+    offsets = Counter(offset for _, offset in joint)
+    offset, times = next(iter(offsets.most_common(1)), (0, 0))
+    return Paired(words=len(joint), own=offsets[0], offset=offset, at_offset=times, rows=rows or [])
 
 
 class _Longest:
@@ -199,8 +225,10 @@ class RowSample:
 
     def pairs(self) -> dict[str, Paired | Longest]:
         """What questions and answers show beside each other, and by their lengths: fields of the report."""
+        paired, shifted = self._pairing.result()
         return {
-            "paired": self._pairing.result(),
+            "paired": paired,
+            "shifted": shifted,
             "longest_questions": self._questions.result(),
             "longest_answers": self._lengths.result(),
         }

@@ -70,13 +70,6 @@ class Masking(NamedTuple):
         return self.by == "trl"
 
 
-def _is_header(row: Row) -> bool:
-    """Whether each of several columns holds its own name, as where files were joined with their first lines."""
-    return len(row) > 1 and all(
-        isinstance(value, str) and value.strip().casefold() == name.strip().casefold() for name, value in row.items()
-    )
-
-
 class Tokeniser:
     """A tokeniser of rows of one shape.
 
@@ -191,7 +184,7 @@ class Tokeniser:
         columns = canonical(
             read, self.shape, chat=chat, trl=self.masking.by in {"trl", "mlx-lm"} and not self.masking.assumed
         )
-        return with_keys({**columns, "names": True} if _is_header(row) else columns, read, self.shape)
+        return with_keys(columns, read, self.shape)
 
     @property
     def _enc(self) -> Encoder:
@@ -245,7 +238,8 @@ class Tokeniser:
 
     def _by_trainer(self, rows: list[tuple[int, Columns]]) -> Iterator[TokenRow | UnusableRow]:
         """Yield rows as the installed trainer makes them."""
-        for (number, item), sequences in zip(rows, self._enc.prepared([item for _, item in rows]), strict=True):
+        read = [{**item, "stored": None} for _, item in rows]
+        for (number, item), sequences in zip(rows, self._enc.prepared(read), strict=True):
             if isinstance(sequences, str):
                 yield UnusableRow(number, sequences)
                 continue

@@ -1,7 +1,7 @@
 """The prompt along the way from training to serving, as each file beside a run states it.
 
-A link is a training recipe or script, a tokenizer, a merged model, a recipe of export, Ollama's Modelfile or a server's
-command. Each is read once. What a link does not state is None, or empty.
+A link is a training recipe, command or script, rows, a tokenizer, a merged model, a recipe of export, Ollama's
+Modelfile or a server's command. Each is read once. What a link does not state is None, or empty.
 """
 
 from __future__ import annotations
@@ -10,29 +10,33 @@ import ast
 import os
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final, Literal, NamedTuple, TypeAlias
 
+import msgspec
+
 from gradience.adapters.files import CONFIG_NAME, holds_adapter
 from gradience.configs.files import read_mapping
 from gradience.configs.prompts import PromptForm, form_in, form_named
 from gradience.configs.training import STATE_NAME
 from gradience.errors import GradienceError
-from gradience.io.reading import read_small
+from gradience.io.reading import decode_json, read_small
 from gradience.schema import Json
 
-LinkKind: TypeAlias = Literal["recipe", "tokenizer", "base", "merged", "export", "modelfile", "server"]
+LinkKind: TypeAlias = Literal["recipe", "rows", "tokenizer", "base", "merged", "export", "modelfile", "server"]
 
 _MOST: Final = 200  # files of a folder that are looked at
 _LARGEST: Final = 1 << 20  # bytes of a template or a Modelfile
 _LARGEST_RECIPE: Final = 1 << 16
 _RECIPES: Final = frozenset({".yaml", ".yml", ".json"})
+_LARGEST_TOKENIZER: Final = 64 << 20
 _COMMANDS: Final = frozenset({".sh", ".bash", ".service"})
 _MERGED: Final = re.compile(r"merge|fuse|export", re.IGNORECASE)
+_ALPACA: Final = "### Instruction:"
 _INSTRUCTION: Final = re.compile(
     r'^\s*(FROM|TEMPLATE|SYSTEM|ADAPTER|PARAMETER\s+stop)\s+(?:"""(.*?)"""|"([^"\n]*)"|([^\n]*))',
     re.DOTALL | re.IGNORECASE | re.MULTILINE,
@@ -40,10 +44,16 @@ _INSTRUCTION: Final = re.compile(
 _SAID: Final = {  # the words of a script that are read, by the function that takes them: Unsloth's, and TRL's
     "get_chat_template": ("chat_template",),
     "train_on_responses_only": ("response_part",),
-    "SFTConfig": ("chat_template_path", "eos_token", "pad_token"),
+    "SFTConfig": ("chat_template_path", "eos_token"),
 }
+_SYSTEM: Final = ("default_system", "system", "default_system_message")  # LLaMA-Factory, ms-swift, Axolotl
 _COMMENT: Final = re.compile(r"^\s*#.*$", re.MULTILINE)
-_CHAT_TEMPLATE: Final = re.compile(r"--chat-template(?:-file)?[= ]+([\"']?)([^\s\"'\\]+)\1")
+_COMMAND: Final = re.compile(r"(?<!\\)\n")  # where a command of a shell ends
+_FLAG: Final = re.compile(r"""--([\w-]+)(?:(?:=|[ \t\\\n]+)(?!-)(?:"([^"]*)"|'([^']*)'|([^\s"'\\]+)))?""")
+_SERVERS: Final = re.compile(
+    r"\bvllm serve|vllm\.entrypoints|sglang[. ](?:launch_server|serve)|mlx_lm[. ]server|llama-server\s+-"
+)
+_TRAINERS: Final = re.compile(r"\b(?:swift|llamafactory-cli|axolotl|trl)\b|src/train\w*\.py")
 _FILE: Final = re.compile(
     r"^[./~]|\.gguf\b|\.safetensors\b|[/\\]", re.IGNORECASE
 )  # what no model of a library is called
@@ -64,12 +74,21 @@ class PromptLink(NamedTuple):
     model: str = ""
     """The model that a recipe names, without the folders before it."""
     eos: str | None = None
-    pad: str | None = None
     bos: str | None = None
-    adds_bos: bool | None = None
-    """Whether the tokenizer puts BOS before a text."""
+    adds_bos: str | None = None
+    """What says that the tokenizer puts BOS before a text; empty if it does not."""
     system: str | None = None
     stops: tuple[str, ...] = ()
+    ends: tuple[str, ...] = ()
+    """The end tokens of the generation_config.json beside a tokenizer, if all are known by name."""
+    template_in: str = ""
+    """The file that holds the template, if it is another one."""
+    hidden: str = ""
+    """The template of tokenizer_config.json that such a file goes before."""
+    parser: str = ""
+    """The server's parser of calls of tools."""
+    encodes: str = ""
+    """A script's call that gives the template's text to the tokenizer, which then adds its own tokens."""
     answers: str = ""
     """The text behind which a script looks for answers."""
     from_file: bool = False
@@ -86,7 +105,14 @@ class PromptLink(NamedTuple):
         form = self.form
         what = f"template {self.name}" if self.name else "a template"
         begins = f" that begins turns with {form.begins}" if form is not None else ""
-        return f"{what}{begins} ({self.where})"
+        return f"{what}{begins} ({self.template_in or self.where})"
+
+
+class _TokenizerFile(msgspec.Struct):
+    """What is read of tokenizer.json."""
+
+    added_tokens: list[dict[str, Json]] = []
+    post_processor: Json = None
 
 
 def prompt_links(
@@ -95,6 +121,7 @@ def prompt_links(
     recipes: Iterable[Path] = (),
     base: Path | None = None,
     held: Mapping[Path, Mapping[str, Json]] = MappingProxyType({}),
+    known: Iterable[PromptLink] = (),
 ) -> tuple[PromptLink, ...]:
     """The links that lie in these folders, and in those below them that hold a merged model.
 
@@ -103,18 +130,20 @@ def prompt_links(
         recipes: of training, which are asked for by themselves: no other recipe of training then counts.
         base: the folder of the base.
         held: the fields of files that were read.
+        known: links that lie in no such file: rows, options.
     """
     links: dict[tuple[str, str], PromptLink] = {}
     for path in recipes:
         with suppress(GradienceError, OSError):
-            if (link := _recipe(path, held)) is not None and link.kind == "recipe":
+            if (link := _recipe(path, _fields(path, held))) is not None and link.kind == "recipe":
                 links[link.kind, link.where] = link
     asked = bool(links)
     for folder in folders:
         for link in _links_in(folder, held):
             if not (asked and link.kind == "recipe"):
                 links.setdefault((link.kind, link.where), link)
-    if base is not None and base.is_dir() and (link := _tokenizer(base, "base")) is not None:
+    of_base = _tokenizer(base, "base") if base is not None and base.is_dir() else None
+    for link in (*([] if of_base is None else [of_base]), *known):
         links.setdefault((link.kind, link.where), link)
     return tuple(links.values())
 
@@ -136,13 +165,13 @@ def _links_in(folder: Path, held: Mapping[Path, Mapping[str, Json]]) -> Iterator
             elif path.name.lower().partition(".")[0] == "modelfile":
                 link = _modelfile(path)
             elif path.suffix in _COMMANDS or path.name.startswith(("compose", "docker-compose")):
-                link = _command(path)
+                yield from commanded(_text_of(path), path.parent, path.name)
             elif path.suffix == ".py":
                 link = _script(path)
             elif path.suffix in _RECIPES and not path.name.startswith(
                 ("tokenizer", "adapter_", "special_", "config.j", STATE_NAME)
             ):
-                link = _recipe(path, held)
+                link = _recipe(path, _fields(path, held))
         if link is not None:
             yield link
 
@@ -153,21 +182,51 @@ def _text_of(path: Path) -> str:
 
 def _tokenizer(folder: Path, kind: LinkKind) -> PromptLink | None:
     """What the tokenizer in a folder says; None if there is none, or if it cannot be read."""
-    path, jinja = folder / "tokenizer_config.json", folder / "chat_template.jinja"
+    path, jinja, place = folder / "tokenizer_config.json", folder / "chat_template.jinja", folder.absolute().name
     if not path.is_file():
         return None
     with suppress(GradienceError, OSError, UnicodeDecodeError):
-        fields = read_mapping(path)
+        fields, whole, is_apart = read_mapping(path), _TokenizerFile(), jinja.is_file()
+        with suppress(OSError, msgspec.MsgspecError):
+            text = read_small(folder / "tokenizer.json", most=_LARGEST_TOKENIZER, what="a tokenizer")
+            whole = decode_json(text, _TokenizerFile)
+        bos, inside, adds = _token(fields.get("bos_token")), _template(fields.get("chat_template")), None
+        if "add_bos_token" in fields:
+            adds = "add_bos_token" if fields["add_bos_token"] is True else ""
+        elif bos is not None and whole.post_processor is not None:
+            adds = "tokenizer.json" if _begins_with(whole.post_processor, bos) else ""
         return PromptLink(
             kind=kind,
-            where=f"{path.name} in {folder.name}",
-            template=_text_of(jinja) if jinja.is_file() else _template(fields.get("chat_template")),
+            where=f"{path.name} in {place}",
+            template=_text_of(jinja) if is_apart else inside,
+            template_in=f"{jinja.name} in {place}" if is_apart else "",
+            hidden=inside if is_apart else "",
             eos=_token(fields.get("eos_token")),
-            pad=_token(fields.get("pad_token")),
-            bos=_token(fields.get("bos_token")),
-            adds_bos=fields["add_bos_token"] is True if "add_bos_token" in fields else None,
+            bos=bos,
+            adds_bos=adds,
+            ends=_ends(folder / "generation_config.json", whole),
         )
     return None
+
+
+def _ends(path: Path, tokenizer: _TokenizerFile) -> tuple[str, ...]:
+    """The tokens at which a generation config ends; none if one of them has no name here."""
+    ids = read_mapping(path).get("eos_token_id") if path.is_file() else None
+    names = {token.get("id"): str(token.get("content")) for token in tokenizer.added_tokens}
+    found = [
+        names.get(one, "") for one in (ids if isinstance(ids, list) else [ids]) if not isinstance(one, list | dict)
+    ]
+    return tuple(found) if all(found) else ()
+
+
+def _begins_with(processor: Json, token: str) -> bool:
+    """Whether the post-processor of tokenizer.json puts a token before a text."""
+    match processor:
+        case {"single": [{"SpecialToken": {"id": first}}, *_]}:
+            return bool(first == token)
+        case {"processors": [*inner]}:
+            return any(_begins_with(one, token) for one in inner)
+    return False
 
 
 def _template(value: Json) -> str:
@@ -183,9 +242,12 @@ def _token(value: Json) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _recipe(path: Path, held: Mapping[Path, Mapping[str, Json]]) -> PromptLink | None:
-    """What a recipe of LLaMA-Factory, ms-swift, Axolotl or TRL says; None if it names no template and no end token."""
-    fields = held[path] if path in held else read_mapping(path, most=_LARGEST_RECIPE)
+def _fields(path: Path, held: Mapping[Path, Mapping[str, Json]]) -> Mapping[str, Json]:
+    return held[path] if path in held else read_mapping(path, most=_LARGEST_RECIPE)
+
+
+def _recipe(path: Path, fields: Mapping[str, Json]) -> PromptLink | None:
+    """What a recipe or command of LLaMA-Factory, ms-swift, Axolotl or TRL says; None if it says nothing."""
     for program, key, own in (
         ("LLaMA-Factory", "template", ("model_name_or_path",)),
         ("ms-swift", "template", ("model", "model_type", "adapters")),
@@ -199,7 +261,7 @@ def _recipe(path: Path, held: Mapping[Path, Mapping[str, Json]]) -> PromptLink |
                 name=name,
                 program=program,
                 model=next(str(fields[one]).rstrip("/").rpartition("/")[2] for one in own if one in fields),
-                system=_said(fields.get("default_system", fields.get("system"))),
+                system=_said(next((fields[key] for key in _SYSTEM if key in fields), None)),
             )
     words = {name: value for name in _SAID["SFTConfig"] if isinstance(value := fields.get(name), str)}
     return _of_trl(path, words) if words and "model_name_or_path" in fields else None
@@ -219,18 +281,18 @@ def _of_trl(path: Path, words: Mapping[str, str]) -> PromptLink:
         name="" if text else named.name,
         program="TRL",
         eos=words.get("eos_token"),
-        pad=words.get("pad_token"),
     )
 
 
 def _script(path: Path) -> PromptLink | None:
     """What a script in Python tells Unsloth or TRL in plain words of calls; None if it tells nothing."""
     text = _text_of(path)
-    if not any(name in text for name in _SAID):
+    if not any(name in text for name in (*_SAID, "chat_template", "setup_chat_format", _ALPACA)):
         return None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of a stranger's text, such as an invalid escape
-        calls = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)]
+        nodes = [*ast.walk(ast.parse(text))]
+    calls = [node for node in nodes if isinstance(node, ast.Call)]
     words: dict[str, str] = {}
     for call in calls:
         known = _SAID.get(_called(call), ())
@@ -238,12 +300,73 @@ def _script(path: Path) -> PromptLink | None:
             if word.arg in known and isinstance(word.value, ast.Constant) and isinstance(word.value.value, str):
                 words[str(word.arg)] = word.value.value
     trains = any(_called(call).endswith(("Trainer", "train_on_responses_only")) for call in calls)
-    answers, name = words.get("response_part", ""), words.get("chat_template", "")
-    if not words:
-        return None
-    if not name and not answers:
-        return _of_trl(path, words)
-    return PromptLink("recipe" if trains else "server", path.name, name=name, program="Unsloth", answers=answers)
+    answers, name, encodes = words.get("response_part", ""), words.get("chat_template", ""), _encodes(nodes)
+    kind: LinkKind = "recipe" if trains else "server"
+    if name or answers:
+        return PromptLink(kind, path.name, name=name, program="Unsloth", answers=answers, encodes=encodes)
+    if words:
+        return _of_trl(path, words)._replace(encodes=encodes)
+    own = _assigned(nodes) if trains else None
+    return PromptLink(kind, path.name, template=own, program="script", encodes=encodes) if own or encodes else None
+
+
+def _assigned(nodes: Sequence[ast.AST]) -> str | None:
+    """The template that a script gives a tokenizer in plain words; else text in Alpaca's form, if none is used."""
+    is_chat, plain = False, None
+    for node in nodes:
+        match node:
+            case ast.If(test=test) if "chat_template" in ast.unparse(test):
+                return None  # only where the tokenizer has none
+            case ast.Call() if _called(node) == "setup_chat_format":
+                return "<|im_start|>"  # TRL's is ChatML
+            case ast.Assign(targets=[ast.Attribute(attr="chat_template")], value=ast.Constant(value=str(text))):
+                return text
+            case ast.Constant(value=str(text)) if _ALPACA in text:
+                plain = plain or text
+            case ast.Attribute(attr="apply_chat_template" | "chat_template"):
+                is_chat = True
+    return None if is_chat else plain
+
+
+def _encodes(nodes: Sequence[ast.AST]) -> str:
+    """The first call that gives what apply_chat_template wrote to the same tokenizer, which adds its own tokens."""
+    pairs = [(target, node.value) for node in nodes if isinstance(node, ast.Assign) for target in node.targets]
+    for node in nodes:
+        if isinstance(node, ast.Dict):
+            pairs += [(key, value) for key, value in zip(node.keys, node.values, strict=True) if key is not None]
+    others = {_place(name) for name, value in pairs if not _writers(value)}  # which may hold another text
+    others |= {node.arg for node in nodes if isinstance(node, ast.arg)}
+    held = {_place(name): writers for name, value in pairs if (writers := _writers(value))}
+    held = {name: writers for name, writers in held.items() if name not in others}
+    for call in (node for node in nodes if isinstance(node, ast.Call)):
+        given = [*call.args[:1], *(word.value for word in call.keywords if word.arg == "text")]
+        is_told = any(word.arg in {"add_special_tokens", None} for word in call.keywords)
+        writers = {name for one in given for name in held.get(_place(one), _writers(one))}
+        if not is_told and ast.unparse(call.func) in writers and "processor" not in ast.unparse(call.func):
+            return ast.unparse(call)
+    return ""
+
+
+def _writers(value: ast.AST) -> set[str]:
+    """The tokenizers whose apply_chat_template writes text in an expression."""
+    return {
+        ast.unparse(call.func.value)
+        for call in ast.walk(value)
+        if isinstance(call, ast.Call)
+        and isinstance(call.func, ast.Attribute)
+        and call.func.attr == "apply_chat_template"
+        and any(word.arg == "tokenize" and getattr(word.value, "value", None) is False for word in call.keywords)
+    }
+
+
+def _place(node: ast.AST) -> str:
+    """The name of a variable or of a column; of a list of one, that of its element."""
+    match node:
+        case ast.List(elts=[only]):
+            return _place(only)
+        case ast.Subscript(slice=ast.Constant(value=name)) | ast.Constant(value=name):
+            return repr(name)
+    return ast.unparse(node)
 
 
 def _called(call: ast.Call) -> str:
@@ -281,13 +404,27 @@ def _modelfile(path: Path) -> PromptLink:
     )
 
 
-def _command(path: Path) -> PromptLink | None:
-    """What the command of a server says; None if it names no template."""
-    match = _CHAT_TEMPLATE.search(_text_of(path))
-    if match is None:
-        return None
-    named, file = match[2], path.parent / match[2]
-    where = f"--chat-template in {path.name}"
-    if file.is_file():
-        return PromptLink(kind="server", where=where, template=_text_of(file))
-    return PromptLink(kind="server", where=where, name=Path(named).stem.replace("-", "_"), program="server")
+def commanded(text: str, folder: Path, where: str) -> Iterator[PromptLink]:
+    """What commands say that train or serve; `where` is their file, or the options that they were given as.
+
+    >>> next(commanded("swift sft --model org/m --dataset d --template llama3", Path(), "train.sh")).says
+    'template llama3 that begins turns with <|start_header_id|> (train.sh)'
+    """
+    for command in _COMMAND.split(_COMMENT.sub("", text)) if where.endswith((".sh", ".bash")) else [text]:
+        flags: dict[str, Json] = {
+            match[1].replace("-", "_"): match[2] or match[3] or match[4] or ""
+            for match in _FLAG.finditer(command)
+            if "$" not in match[0]
+        }
+        if _TRAINERS.search(command):
+            trained = _recipe(folder / where, flags)
+            yield from () if trained is None else (trained,)
+            continue
+        named = str(flags.get("chat_template") or flags.get("chat_template_file") or "")
+        said = PromptLink("server", where, program="server", parser=str(flags.get("tool_call_parser", "")))
+        if named and (folder / named).is_file():
+            said = said._replace(where=f"--chat-template in {where}", template=_text_of(folder / named), program="")
+        elif named:
+            said = said._replace(where=f"--chat-template in {where}", name=Path(named).stem.replace("-", "_"))
+        if named or said.parser or _SERVERS.search(command):
+            yield said

@@ -92,7 +92,7 @@ def find_run(path: str | os.PathLike[str], run: str | None = None) -> RunPlace:
     if run is None:
         return RunPlace(places[0] if len(places) == 1 else place)
     if places == [place] and not place.is_dir():
-        return RunPlace(place, _id_of(run, {place.name}))
+        return RunPlace(place, None if run == place.name else run.rpartition("#")[2])  # of a name such as `seed1#3f2a`
     from gradience.importers.sources import inner_runs  # the same
 
     inner = inner_runs(place) if places == [place] else []
@@ -122,11 +122,6 @@ def read_run(path: str | os.PathLike[str], run: str | None = None) -> Reading:
     if run is None and len((runs := run_list(path)).places) == 1:
         return runs.read(runs.places[0])
     return read_log(*find_run(path, run))
-
-
-def _id_of(run: str, names: set[str]) -> str | None:
-    """The id in a name such as `seed1#3f2a`; None if the name is the log's own."""
-    return None if run in names else run.rpartition("#")[2]
 
 
 def _called(places: Sequence[Path], folder: Path) -> dict[str, Path]:

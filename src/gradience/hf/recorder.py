@@ -197,7 +197,8 @@ class RunRecorder:
         self.dropped += 1
         if self.dropped == 1:
             self.warn(f"an event of this run could not be recorded, training goes on: {_shown(error)}")
-        if _is_the_log(error):
+        # The log is at fault (disk, permission, descriptor) and not the event: later events may fail too.
+        if isinstance(error, OSError) or isinstance(error.__cause__, OSError):
             self._enabled = False
 
     def end(self, status: Status, reason: str | None = None) -> None:
@@ -272,11 +273,6 @@ def _uncaught() -> BaseException | None:
     """Return the last uncaught exception that the interpreter, or the notebook, reported."""
     # It is set before what runs at the interpreter's exit, where a run that was left is closed.
     return getattr(sys, "last_value", None)
-
-
-def _is_the_log(error: Exception) -> bool:
-    """Whether the log is at fault (disk, permission, descriptor) and not the event: later events may fail too."""
-    return isinstance(error, OSError) or isinstance(error.__cause__, OSError)
 
 
 def _shown(error: Exception) -> str:

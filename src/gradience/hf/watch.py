@@ -223,7 +223,8 @@ class BatchWatch:
             self._asked["foreign_tokens"] += _has_foreign(row[begin:end][:_MOST_READ], self._tokenizer)
             placeless = places is not None and end - begin > 1 and len({*places[begin:end]}) == 1
             self._asked["placeless"] += placeless
-            columns: Values = {"input_ids": row} | ({} if own is None else {"labels": own})  # padding in the loss, too
+            columns: Values = {"input_ids": row, "stored": {"attention_mask": given}}
+            columns |= {} if own is None else {"labels": own}  # padding in the loss, too
             anew = places is not None and not placeless and 0 in places[begin + 1 : end]
             # transformers parts documents by their positions where there is no mask.
             columns |= {"parted": True} if parted or (anew and given is None) else {"masked": True} if anew else {}

@@ -250,7 +250,9 @@ class _Gradients:
         layers = defaultdict[tuple[str, str | None], list[bool]](list)
         for part in looked:
             if part.kind == "adapter" and part.layer is not None:
-                layers[_family(part.layer), part.adapter].append(id(part.tensor) in self._reached)
+                # All experts of a layer as one, because a step need not use each.
+                family = _EXPERT.sub("experts.*", part.layer)
+                layers[family, part.adapter].append(id(part.tensor) in self._reached)
         silent = [_told(*key) for key, reached in layers.items() if not any(reached)]
         return GradientWiring(
             steps=self.steps,
@@ -270,11 +272,6 @@ class _Gradients:
             rows=self.invocations.rows,
             invoked=self.invocations.invoked,
         )
-
-
-def _family(layer: str) -> str:
-    """The module; all experts of a layer as one, because a step need not use each."""
-    return _EXPERT.sub("experts.*", layer)
 
 
 def _told(layer: str, adapter: str | None) -> str:

@@ -263,6 +263,14 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def same_bytes(one: Path, other: Path, digest_of: Callable[[Path], str]) -> bool:
+    """Whether two files are equal, by their digests; not if one cannot be read."""
+    try:
+        return one.stat().st_size == other.stat().st_size and digest_of(one) == digest_of(other)
+    except OSError:
+        return False
+
+
 def whole_json(path: Path) -> Json:
     """Return the file's one JSON document, with bare NaN and Infinity replaced by their names.
 

@@ -247,7 +247,7 @@ def _checked(path: Path, declared: dict[str, _TensorEntry], available: int) -> d
     """The declared tensors, sorted by position. A header that contradicts itself or the file is refused."""
     tensors: dict[str, TensorInfo] = {}
     position = 0
-    for name, entry in sorted(declared.items(), key=_position):
+    for name, entry in sorted(declared.items(), key=lambda item: item[1].data_offsets or (0, 0)):
         if entry.data_offsets is None or entry.shape is None:
             raise AdapterError(f"{path}: the header's entry {name!r} is not a tensor", advice="save the adapter again")
         if len(name) >= _SHORT:
@@ -289,10 +289,6 @@ def refuse_bad_name(path: Path, name: str) -> None:
     if (fault := name_fault(name)) is not None:
         shown = repr(name[:_SHOWN]) + "..." * (len(name) > _SHOWN)
         raise AdapterError(f"{path}: the tensor name {shown} {fault}", advice=_NO_MODEL)
-
-
-def _position(item: tuple[str, _TensorEntry]) -> tuple[int, int]:
-    return item[1].data_offsets or (0, 0)
 
 
 # --- files -------------------------------------------------------------------------------------------------------

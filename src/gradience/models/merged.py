@@ -22,7 +22,7 @@ import numpy as np
 
 from gradience.adapters import is_embedding
 from gradience.adapters.config import LARGEST_CONFIG
-from gradience.adapters.layout import PREFIX, Adapter, Array, Module, Role
+from gradience.adapters.layout import PREFIX, Adapter, Array, Module
 from gradience.base.peft_emulation import read_architecture
 from gradience.base.peft_emulation.layout import OUTPUTS
 from gradience.base.weights import BaseTensor, BaseWeights
@@ -32,6 +32,7 @@ from gradience.io.reading import decode_json, read_small
 from gradience.io.safetensors import TensorInfo
 from gradience.models import FIRST, libraries, quietly
 from gradience.models.named import safe_config
+from gradience.schema.audit import Role
 
 TorchModule: TypeAlias = Any
 """A torch.nn.Module; torch is not imported with this module."""

@@ -173,7 +173,7 @@ def _vocabulary(folder: MergedFolder) -> Observation | None:
 
     Why: Loading ends with a size mismatch, or new tokens have no row.
     Action: Set vocab_size to the rows that are stored, and put the tokenizer that was trained with beside them.
-    Seen: https://github.com/huggingface/peft/issues/1300 -- size mismatch for embed_tokens after tokens were added
+    Seen: https://github.com/huggingface/peft/issues/1457 -- size mismatch of the embedding after tokens were added
     """
     size = _inner(folder.stated, "vocab_size")
     for names in (_EMBEDDINGS, _HEADS):
@@ -242,8 +242,8 @@ def _no_head(folder: MergedFolder) -> Observation | None:
 
     Why: The head is made of random numbers as the model is loaded.
     Action: Save the head with the merged model, and its class, num_labels and id2label in config.json.
-    Source: peft/utils/other.py:ModulesToSaveWrapper@0.21.2 -- a head that was trained is kept by PEFT beside the
-        base's
+    Seen: https://github.com/unslothai/unsloth-zoo/pull/1087 -- merged without score.weight and num_labels: it is
+        initialised anew as the model is loaded
     """
     if folder.adapter.get("task_type") not in {"SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS"}:
         return None

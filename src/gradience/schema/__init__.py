@@ -1,7 +1,7 @@
 """The types of logs and reports, with units. The package needs msgspec only.
 
-This module defines the numbers and identifiers that every Struct shares. It also offers each type of the other modules
-by its name, as in `from gradience.schema import ConfigSnapshot`, and imports the module that defines it on first use.
+This module defines the numbers and identifiers that every Struct shares. It also finds each type of the other modules
+by its name; `gradience.events` has those of a log.
 """
 
 from __future__ import annotations
@@ -9,129 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from importlib import import_module
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeAlias, overload
+from typing import Annotated, Any, Final, Literal, TypeAlias, overload
 
 from msgspec import Meta
-
-if TYPE_CHECKING:
-    from gradience.schema.audit import (
-        AUDIT_SCHEMA_ID,
-        AuditReport,
-        AuditSummary,
-        GroupSummary,
-        Health,
-        LayerSummary,
-        LedgerEntry,
-        ModuleAudit,
-        NotAnalysed,
-        SuggestedRank,
-    )
-    from gradience.schema.diagnose import DIAGNOSE_SCHEMA_ID, DiagnoseReport
-    from gradience.schema.document import Evidence, Finding, NotRun
-    from gradience.schema.events import (
-        EVENT_TYPES,
-        Alert,
-        ConfigSnapshot,
-        Eval,
-        EvalMetrics,
-        Event,
-        EventBase,
-        LoraSnapshot,
-        Metrics,
-        OptimizerSnapshot,
-        Recommendation,
-        RecommendationItem,
-        RunEnd,
-        RunStart,
-        StepDigests,
-        Throughput,
-        TrainingSnapshot,
-        TrainStep,
-        UnknownEvent,
-        Wiring,
-    )
-    from gradience.schema.reports import (
-        CHECK_SCHEMA_ID,
-        IMPORT_SCHEMA_ID,
-        MONITOR_SCHEMA_ID,
-        VALIDATE_SCHEMA_ID,
-        BadLine,
-        CheckReport,
-        EvalPoint,
-        GapReading,
-        ImportReport,
-        InputFile,
-        MonitorReport,
-        TrainSummary,
-        ValidateReport,
-    )
-
-
-__all__ = [
-    "AUDIT_SCHEMA_ID",
-    "CHECK_SCHEMA_ID",
-    "DIAGNOSE_SCHEMA_ID",
-    "EVENT_TYPES",
-    "IMPORT_SCHEMA_ID",
-    "MAX_INT",
-    "MONITOR_SCHEMA_ID",
-    "SCHEMA_ID",
-    "SCHEMA_PATTERN",
-    "SCHEMA_PREFIX",
-    "VALIDATE_SCHEMA_ID",
-    "Alert",
-    "AuditReport",
-    "AuditSummary",
-    "BadLine",
-    "CheckReport",
-    "ConfigSnapshot",
-    "DiagnoseReport",
-    "Eval",
-    "EvalMetrics",
-    "EvalPoint",
-    "Event",
-    "EventBase",
-    "EventSeverity",
-    "Evidence",
-    "Finding",
-    "Fraction",
-    "GapReading",
-    "GroupSummary",
-    "Health",
-    "ImportReport",
-    "InputFile",
-    "Json",
-    "LayerSummary",
-    "LedgerEntry",
-    "LoraSnapshot",
-    "Metrics",
-    "ModuleAudit",
-    "MonitorReport",
-    "NonFinite",
-    "NonNegativeInt",
-    "NotAnalysed",
-    "NotRun",
-    "OptimizerSnapshot",
-    "Real",
-    "Recommendation",
-    "RecommendationItem",
-    "RunEnd",
-    "RunStart",
-    "Severity",
-    "Status",
-    "StepDigests",
-    "SuggestedRank",
-    "TaskProfile",
-    "Throughput",
-    "TrainStep",
-    "TrainSummary",
-    "TrainingSnapshot",
-    "UnknownEvent",
-    "ValidateReport",
-    "Wiring",
-    "as_float",
-    "real",
-]
 
 _HOMES: Final = ("events", "document", "reports", "audit", "diagnose")
 
@@ -172,11 +52,6 @@ def __getattr__(name: str) -> Any:
         if hasattr(module, name):
             return getattr(module, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    """Return what completion offers, whether or not the module that defines it is imported yet."""
-    return __all__
 
 
 def about(text: str) -> Meta:

@@ -111,7 +111,6 @@ class BaseComparison(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=Tr
     update: Annotated[Literal["factors", "dense"], about("dW = s B A, or the true W' - W computed from W.")]
     spectral_norm: Annotated[Real, about("Spectral norm of W, its largest singular value.")]
     frobenius_norm: Annotated[Real, about("Frobenius norm of W.")]
-    update_spectral_norm: Annotated[Real, about("Spectral norm of the compared update.")]
     update_frobenius_norm: Annotated[Real, about("Frobenius norm of the compared update.")]
     converged: Annotated[bool, about("Whether both spectral norms reached their tolerance.")] = True
     held: Annotated[float, about("<W, dW> / norm(dW)^2: how often W holds dW already; of plain LoRA.")] | None = None

@@ -488,7 +488,6 @@ class RunsBestReport(Report, kw_only=True, frozen=True):
     best: list[BestRun]
     groups: Annotated[list[ComparableRuns], about("Largest group first; runs of two groups are not comparable.")] = []
     not_ranked: Annotated[list[UnrankedRun], about("Broken runs, of which a best value says nothing.")] = []
-    known_metrics: list[str] = []
 
 
 class Curve(msgspec.Struct, kw_only=True, frozen=True):

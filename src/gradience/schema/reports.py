@@ -107,12 +107,13 @@ class Repeated(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class Paired(msgspec.Struct, kw_only=True, frozen=True):
-    """Words that stand in one question and in one answer of all: by them an answer is known to be of its question."""
+    """Words of answers that few questions and few answers have: by them an answer is known to be of its question."""
 
-    words: Annotated[NonNegativeInt, about("Such words.")] = 0
-    own: Annotated[NonNegativeInt, about("Those whose question and answer are of one row.")] = 0
+    words: Annotated[NonNegativeInt, about("Such words, each once an answer.")] = 0
+    own: Annotated[NonNegativeInt, about("Those that the question of the same row has.")] = 0
     offset: Annotated[int, about("The most frequent number of rows from the answer on to the question.")] = 0
     at_offset: Annotated[NonNegativeInt, about("Words whose question is so many rows on.")] = 0
+    rows: Annotated[list[int], about("The first and the last row that is looked at, if not all are.")] = []
 
 
 class Longest(msgspec.Struct, kw_only=True, frozen=True):
@@ -208,6 +209,7 @@ class DataReport(msgspec.Struct, kw_only=True, frozen=True):
     pairs: Pairs | None = None
     repeated: Repeated = Repeated()
     paired: Paired = Paired()
+    shifted: Annotated[Paired, about("The stretch of rows in which most words are equally many rows off.")] = Paired()
     longest_questions: Longest = Longest()
     longest_answers: Longest = Longest()
     near: NearRows | None = None
@@ -240,6 +242,7 @@ class DataReport(msgspec.Struct, kw_only=True, frozen=True):
         bool, about("Whether the template encodes arguments of calls as JSON, whatever they are.")
     ] = False
     labels: Annotated[dict[str, int], about("Number of rows by label, the most frequent first.")] = {}
+    label_names: Annotated[dict[str, dict[str, int]], about("Number of rows by label and by the name beside it.")] = {}
     labels_total: Annotated[NonNegativeInt, about("Number of different labels.")] = 0
     label_stretches: Annotated[NonNegativeInt, about("Stretches of rows with one label, in the order of the rows.")] = 0
     length_tells: (

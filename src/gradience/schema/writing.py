@@ -73,7 +73,6 @@ class Calibration(msgspec.Struct, kw_only=True, frozen=True):
     ] = []
     measured_inputs: Annotated[NonNegativeInt, about("Inputs on which KL was measured.")]
     measured_predictions: Annotated[NonNegativeInt, about("Predictions on the measured inputs.")]
-    measured_digest: Annotated[str, about("`sha256:...` of the token ids of the measured inputs.")]
     cut_inputs: Annotated[NonNegativeInt, about("Inputs of both kinds that were cut because they were too long.")] = 0
 
 
@@ -98,7 +97,6 @@ class Recovery(msgspec.Struct, kw_only=True, frozen=True):
     digest: Annotated[str, about("`sha256:...` of the token ids of these texts.")]
     held_inputs: Annotated[NonNegativeInt, about("Held-out texts.")]
     held_predictions: Annotated[NonNegativeInt, about("Predictions on the held-out texts.")]
-    held_digest: Annotated[str, about("`sha256:...` of the token ids of the held-out texts.")]
     cut_inputs: Annotated[NonNegativeInt, about("Texts of both kinds that were cut because they were too long.")] = 0
     effect_kl: Annotated[NonNegative, about("KL of the base's outputs from the whole adapter's, on held-out texts.")]
     before: Annotated[Apart, about("The smaller adapter before the training, as it would be stored.")]

@@ -76,11 +76,6 @@ def stable_rank(sigma: Array) -> Array:
     return jnp.sum((sigma / jnp.where(sigma[0] > 0.0, sigma[0], 1.0)) ** 2)
 
 
-def stable_rank_of(matrix: Array) -> Array:
-    """The stable rank of a matrix."""
-    return stable_rank(singular_values(matrix))
-
-
 def effective_rank(sigma: Array) -> Array:
     """The effective rank exp(entropy of sigma / sum sigma), in [1, r]. Roy & Vetterli, EUSIPCO 2007."""
     total = jnp.sum(sigma)
@@ -216,7 +211,7 @@ def mapped(gram_b: Array, gram_a: Array) -> MappedResult:
 
 
 of_singular_values = jax.jit(quantities)
-stable_ranks = jax.jit(jax.vmap(stable_rank_of))
+stable_ranks = jax.jit(jax.vmap(lambda matrix: stable_rank(singular_values(matrix))))
 batched_by_qr = jax.jit(jax.vmap(by_qr))
 batched_by_grams = jax.jit(jax.vmap(by_grams))
 batched_maps = jax.jit(jax.vmap(mapped))

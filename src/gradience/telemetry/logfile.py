@@ -222,12 +222,8 @@ def _opened(path: Path) -> int:
     # The open file is looked at: the path may name another one by now.
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
-        raise _not_a_file(path)
+        raise RecorderError(f"{path} is not a regular file: a pipe or device could hold training up", advice=_ADVICE)
     return fd
-
-
-def _not_a_file(path: Path) -> RecorderError:
-    return RecorderError(f"{path} is not a regular file: a pipe or device could hold training up", advice=_ADVICE)
 
 
 def _fsync(fd: int) -> None:

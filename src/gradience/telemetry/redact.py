@@ -68,7 +68,7 @@ def hide_in(value: Any, key: str = "") -> Any:  # noqa: PLR0911  # one return fo
         return _hide_in_fields(value, [field.name for field in dataclasses.fields(value)], key, dataclasses.replace)
     if isinstance(value, dict):
         hidden = {
-            _key_of(k): hide_in(v, below(key, name))
+            hide_secrets(k) if isinstance(k, str) else k: hide_in(v, below(key, name))
             for (k, v), name in zip(value.items(), names_in(value), strict=True)
         }
         return value if _same(hidden, value) else hidden
@@ -88,10 +88,6 @@ def _hide_in_fields(value: Any, names: Iterable[str], key: str, replace: Callabl
         if old is not None and type(old) not in _NUMBERS and (new := hide_in(old, below(key, judged))) is not old:
             changed[name] = new
     return replace(value, **changed) if changed else value
-
-
-def _key_of(key: Any) -> Any:
-    return hide_secrets(key) if isinstance(key, str) else key
 
 
 def _same(new: dict[Any, Any], old: dict[Any, Any]) -> bool:

@@ -13,7 +13,7 @@ from itertools import compress, islice
 from math import isfinite
 from operator import attrgetter, lt
 from types import NoneType
-from typing import Any, Final
+from typing import Final
 
 from gradience.schema import Json, Real, as_float
 from gradience.schema.events import (
@@ -260,7 +260,7 @@ class RunSeries:
             del fed[next(islice(fed, FIRST_FED, None))]
 
     def _take_values(self, name: str, steps: list[int], values: list[Json]) -> None:
-        if _floats(values) and values.count(None) < len(values):
+        if {*map(type, values)} <= {float, NoneType} and values.count(None) < len(values):
             self._column(name).extend(steps, values)
             return
         for step, value in zip(steps, values, strict=True):
@@ -324,11 +324,6 @@ def rate_of(rate: Json) -> float:
         return rate
     rates = [number_of(each) for each in (rate if isinstance(rate, list) else [rate])]
     return max((as_float(each) for each in rates if each is not None), default=_ABSENT)
-
-
-def _floats(values: list[Any]) -> bool:
-    """Whether the values are nothing but floats and None."""
-    return {*map(type, values)} <= {float, NoneType}
 
 
 def _extend(column: array[float], values: list[float | None]) -> None:

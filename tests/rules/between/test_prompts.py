@@ -56,122 +56,221 @@ def said(folder: Path, files: Files) -> dict[str, str]:
     return {finding.id: finding.message for finding in judge(PROMPT_RULES, links).findings}
 
 
+OWN: Final = "a template that begins turns with <|im_start|> (tokenizer_config.json in run)"
+OTHERS: Final = ": the model gets other turns than it learnt"
+RAW: Final = "Ollama takes one of its own that resembles the GGUF's, or sends raw text"
+HEADERS: Final = "begins turns with <|start_header_id|>"
+CHAT: Final = "begins turns with <|im_start|>"
+TOK: Final = "tokenizer_config.json in run"
+SERVED: Final = f"trained with {OWN}, and served with"
+QWEN: Final = f"trained with template qwen that {CHAT} (train.yaml), and"
+LOOKS: Final = "train.py looks for answers behind '<|im_start|>assistant', and they are written with"
+
 FAULTY: Final[list[tuple[str, Files, str]]] = [
-    (
-        "PRM501",
-        adapter() | modelfile(None),
-        (
-            "a template that begins turns with <|im_start|> (tokenizer_config.json in run) is the template of training,"
-            " and Modelfile has no TEMPLATE: Ollama takes one of its own that resembles the GGUF's, or sends raw text"
-        ),
-    ),
+    ("PRM501", adapter() | modelfile(None), f"{OWN} is the template of training, and Modelfile has no TEMPLATE: {RAW}"),
     (
         "PRM501",
         adapter() | modelfile(" {{ .Prompt }} ", start="."),
-        (
-            "a template that begins turns with <|im_start|> (tokenizer_config.json in run) is the template of training,"
-            " and Modelfile has a TEMPLATE of the bare prompt: Ollama takes one of its own that resembles the GGUF's, "
-            "or sends raw text"
-        ),
+        f"{OWN} is the template of training, and Modelfile has a TEMPLATE of the bare prompt: {RAW}",
     ),
     (
         "PRM502",
         adapter(LLAMA3, "<|eot_id|>") | modelfile(GO),
-        (
-            "trained with a template that begins turns with <|start_header_id|> (tokenizer_config.json in run), and "
-            "served with a template that begins turns with <|im_start|> (Modelfile): the model gets other turns than "
-            "it learnt"
-        ),
+        f"trained with a template that {HEADERS} ({TOK}), and served with a template that {CHAT} (Modelfile){OTHERS}",
     ),
     (
         "PRM502",
         {"train.yaml": RECIPE, "export.yaml": EXPORT + "template: llama3\n"},
-        (
-            "trained with template qwen that begins turns with <|im_start|> (train.yaml), and exported with template "
-            "llama3 that begins turns with <|start_header_id|> (export.yaml): the model gets other turns than it learnt"
-        ),
-    ),
-    (
-        "PRM502",  # one form, and another text: of qwen3 with thoughts and without
-        {"train.yaml": RECIPE, "export.yaml": EXPORT + "template: qwen3\n"},
-        (
-            "trained with template qwen that begins turns with <|im_start|> (train.yaml), and exported with template "
-            "qwen3 that begins turns with <|im_start|> (export.yaml): the model gets other turns than it learnt"
-        ),
+        f"{QWEN} exported with template llama3 that {HEADERS} (export.yaml){OTHERS}",
     ),
     (
         "PRM502",
+        {"train.yaml": RECIPE, "export.yaml": EXPORT + "template: qwen3\n"},
+        f"{QWEN} exported with template qwen3 that {CHAT} (export.yaml){OTHERS}",
+    ),  # one form, and another text: of qwen3 with thoughts and without
+    (
+        "PRM502",
         {"train.yaml": RECIPE} | merged(LLAMA3),
-        (
-            "trained with template qwen that begins turns with <|im_start|> (train.yaml), and the merged model has a "
-            "template that begins turns with <|start_header_id|> (tokenizer_config.json in merged): the model gets "
-            "other turns than it learnt"
-        ),
+        f"{QWEN} the merged model has a template that {HEADERS} (tokenizer_config.json in merged){OTHERS}",
     ),
     (
         "PRM502",
         adapter()
         | {"serve.sh": "vllm serve m --chat-template mistral.jinja\n", "mistral.jinja": "[INST]{{ x }}[/INST]"},
-        (
-            "trained with a template that begins turns with <|im_start|> (tokenizer_config.json in run), and served "
-            "with a template that begins turns with [INST] (--chat-template in serve.sh): the model gets other turns "
-            "than it learnt"
-        ),
+        f"{SERVED} a template that begins turns with [INST] (--chat-template in serve.sh){OTHERS}",
     ),
     (
         "PRM502",
         adapter() | {"serve.sh": "llama-server -m m.gguf --chat-template llama3\n"},
-        (
-            "trained with a template that begins turns with <|im_start|> (tokenizer_config.json in run), and served "
-            "with template llama3 that begins turns with <|start_header_id|> (--chat-template in serve.sh): the model "
-            "gets other turns than it learnt"
-        ),
+        f"{SERVED} template llama3 that {HEADERS} (--chat-template in serve.sh){OTHERS}",
     ),
     (
-        "PRM502",  # nothing in it trains: it serves
+        "PRM502",
         {"train.yaml": RECIPE, "chat.yaml": "model: org/m-8b\ntemplate: llama3\n"},
-        (
-            "trained with template qwen that begins turns with <|im_start|> (train.yaml), and served with template "
-            "llama3 that begins turns with <|start_header_id|> (chat.yaml): the model gets other turns than it learnt"
-        ),
-    ),
+        f"{QWEN} served with template llama3 that {HEADERS} (chat.yaml){OTHERS}",
+    ),  # nothing in it trains: it serves
     (
         "PRM503",
         adapter() | merged(eos="<|endoftext|>"),
-        (
-            "the end token is <|im_end|> in tokenizer_config.json in run, and <|endoftext|> in tokenizer_config.json "
-            "in merged"
-        ),
+        f"the end token is <|im_end|> in {TOK}, and <|endoftext|> in tokenizer_config.json in merged",
     ),
     (
         "PRM503",
         adapter(eos="<|endoftext|>") | modelfile(STOP='"<|endoftext|>"'),
         (
-            "Modelfile writes turns that end with <|im_end|>, and stops at <|endoftext|> only; the end token of "
-            "tokenizer_config.json in run is <|endoftext|>"
+            "Modelfile writes turns that end with <|im_end|>, and stops at <|endoftext|> only; "
+            f"the end token of {TOK} is <|endoftext|>"
         ),
     ),
-    ("PRM504", {"train.yaml": RECIPE + "default_system: You are a clerk.\n"} | modelfile(),
-     "the system prompt is 'You are a clerk.' in train.yaml, and none in Modelfile"),
-    ("PRM504", {"train.yaml": RECIPE + "default_system: You are a clerk.\n"} | modelfile(SYSTEM="You are a cook."),
-     "the system prompt is 'You are a clerk.' in train.yaml, and 'You are a cook.' in Modelfile"),
-    ("PRM505", adapter(**BOS, add_bos_token=True) | modelfile("<s>" + GO),
-     "the TEMPLATE of Modelfile begins with <s>, and tokenizer_config.json in run adds it (add_bos_token)"),
-]  # fmt: skip
-
-FAULTY += [
+    (
+        "PRM504",
+        {"train.yaml": RECIPE + "default_system: You are a clerk.\n"} | modelfile(),
+        "the system prompt is 'You are a clerk.' in train.yaml, and none in Modelfile",
+    ),
+    (
+        "PRM504",
+        {"train.yaml": RECIPE + "default_system: You are a clerk.\n"} | modelfile(SYSTEM="You are a cook."),
+        "the system prompt is 'You are a clerk.' in train.yaml, and 'You are a cook.' in Modelfile",
+    ),
+    (
+        "PRM505",
+        adapter(**BOS, add_bos_token=True) | modelfile("<s>" + GO),
+        f"the TEMPLATE of Modelfile begins with <s>, and {TOK} adds it (add_bos_token)",
+    ),
     (
         "PRM502",
         adapter() | {"sft.yaml": "model_name_or_path: org/m\nchat_template_path: org/Llama-3.2-1B-Instruct\n"},
-        (
-            "trained with template Llama-3.2-1B-Instruct that begins turns with <|start_header_id|> (sft.yaml), and "
-            "the tokenizer has a template that begins turns with <|im_start|> (tokenizer_config.json in run): the "
-            "model gets other turns than it learnt"
-        ),
+        f"trained with template Llama-3.2-1B-Instruct that {HEADERS} (sft.yaml), and the tokenizer has {OWN}{OTHERS}",
     ),
     (
         "PRM502",
         adapter(LLAMA3) | {"train.py": "SFTConfig(chat_template_path='own.jinja')\n", "own.jinja": CHATML},
+        (
+            f"trained with a template that {CHAT} (train.py), and the tokenizer has "
+            f"a template that {HEADERS} ({TOK}){OTHERS}"
+        ),
+    ),
+    (
+        "PRM502",
+        adapter() | {"chat.py": "t = unsloth.get_chat_template(t, chat_template = 'llama-3.1')\nm.generate()\n"},
+        f"{SERVED} template llama-3.1 that {HEADERS} (chat.py){OTHERS}",
+    ),
+    (
+        "PRM503",
+        adapter() | {"train.py": "SFTConfig(eos_token='<|endoftext|>')\n"},
+        f"the end token is <|endoftext|> in train.py, and <|im_end|> in {TOK}",
+    ),
+    (
+        "PRM506",
+        adapter(LLAMA3) | {"train.py": f"get_chat_template(t, chat_template='llama-3')\n{ONLY}"},
+        f"{LOOKS} template llama-3 that {HEADERS} (train.py): every label is -100",
+    ),
+    (
+        "PRM506",
+        adapter(LLAMA3) | {"train.py": f"'\\d'\n{ONLY}"},
+        f"{LOOKS} a template that {HEADERS} ({TOK}): every label is -100",
+    ),
+]
+
+IDS: Final = {"added_tokens": [{"id": 0, "content": "<|endoftext|>"}, {"id": 2, "content": "<|im_end|>"}]}
+ALPACA: Final = "SFTTrainer()\nPROMPT = 'Below.\\n\\n### Instruction:\\n{}\\n\\n### Response:\\n'\n"
+SERVE: Final = {"serve.sh": "pip install vllm\nvllm serve m \\\n  --max-model-len 9\n"}
+CALLS: Final = CHATML + "<tool_call>{{ call | tojson }}</tool_call>"
+BEGINS: Final = {
+    "tokenizer.json": {
+        "post_processor": {"processors": [{"type": "ByteLevel"}, {"single": [{"SpecialToken": {"id": "<s>"}}]}]}
+    }
+}
+ENCODED: Final = "Trainer()\ntext = tok.apply_chat_template(m, tokenize=False)\nids = tok(text, max_length=9)\n"
+COLUMN: Final = (
+    "d = d.map(lambda r: {'text': tok.apply_chat_template(r, tokenize=False)})\nd = d.map(lambda r: tok([r['text']]))\n"
+)
+
+
+def encoded(call: str) -> str:
+    return (
+        f"train.py calls {call} on what the chat template wrote, <s> first, and tokenizer_config.json in run adds it "
+        "(tokenizer.json)"
+    )
+
+
+FAULTY += [
+    (
+        "PRM503",
+        adapter() | {"tokenizer.json": IDS, "generation_config.json": {"eos_token_id": 0}},
+        (
+            "the end token is <|im_end|> in tokenizer_config.json in run, and the generation_config.json beside "
+            "tokenizer_config.json in run ends at <|endoftext|>: generate() of transformers goes on after <|im_end|>"
+        ),
+    ),
+    (
+        "PRM502",
+        adapter() | {"chat_template.jinja": LLAMA3},
+        (
+            "a template that begins turns with <|start_header_id|> (chat_template.jinja in run) lies beside a template "
+            "that begins turns with <|im_start|> (tokenizer_config.json in run): transformers takes the former, and "
+            "what reads only tokenizer_config.json the latter"
+        ),
+    ),
+    (
+        "PRM502",
+        adapter() | {"train.py": ALPACA} | SERVE,
+        (
+            "trained with a template that begins turns with ### Instruction: (train.py), and serve.sh serves chats "
+            "with a template that begins turns with <|im_start|> (tokenizer_config.json in run): the model gets other "
+            "turns than it learnt"
+        ),
+    ),
+    (
+        "PRM502",
+        adapter(LLAMA3) | {"train.sh": "swift sft \\\n  --model org/m --dataset d \\\n  --template 'qwen2_5'\n"},
+        (
+            "trained with template qwen2_5 that begins turns with <|im_start|> (train.sh), and the tokenizer has a "
+            "template that begins turns with <|start_header_id|> (tokenizer_config.json in run): the model gets other "
+            "turns than it learnt"
+        ),
+    ),
+    (
+        "PRM507",
+        adapter(CALLS) | {"serve.sh": "vllm serve m --enable-auto-tool-choice --tool-call-parser=mistral\n"},
+        (
+            "the template of tokenizer_config.json in run writes calls of tools behind <tool_call>, and the parser "
+            "mistral (serve.sh) looks for [TOOL_CALLS]: no call is found"
+        ),
+    ),
+    (
+        "PRM507",
+        adapter("")
+        | {
+            "own.jinja": "<tool_call>\n<function=",
+            "compose.yaml": "x: --chat-template own.jinja\n  --tool-call-parser hermes",
+        },
+        (
+            "the template of --chat-template in compose.yaml writes calls of tools behind <function=, and the parser "
+            "hermes (--chat-template in compose.yaml) looks for <tool_call>: no call is found"
+        ),
+    ),
+    (
+        "PRM505",
+        adapter("{{ bos_token }}" + LLAMA3, **BOS) | BEGINS | {"train.py": ENCODED},
+        encoded("tok(text, max_length=9)"),
+    ),
+    ("PRM505", adapter("<s>" + LLAMA3, **BOS) | BEGINS | {"train.py": COLUMN}, encoded("tok([r['text']])")),
+]
+
+FAULTY += [
+    (
+        "PRM502",
+        adapter() | {"train.py": f"tok.chat_template = {LLAMA3!r}\nSFTTrainer()\n"},
+        (
+            "trained with a template that begins turns with <|start_header_id|> (train.py), and the tokenizer has a "
+            "template that begins turns with <|im_start|> (tokenizer_config.json in run): the model gets other turns "
+            "than it learnt"
+        ),
+    ),
+    (
+        "PRM502",
+        adapter(LLAMA3) | {"train.py": "model, tok = setup_chat_format(model, tok)\nSFTTrainer()\n"},
         (
             "trained with a template that begins turns with <|im_start|> (train.py), and the tokenizer has a template "
             "that begins turns with <|start_header_id|> (tokenizer_config.json in run): the model gets other turns "
@@ -179,38 +278,55 @@ FAULTY += [
         ),
     ),
     (
-        "PRM502",
-        adapter() | {"chat.py": "t = unsloth.get_chat_template(t, chat_template = 'llama-3.1')\nm.generate()\n"},
+        "PRM502",  # a script that is no recipe of a template does not hide the one that is
+        adapter(LLAMA3, **BOS) | {"train.yaml": RECIPE, "eval.py": ENCODED},
         (
-            "trained with a template that begins turns with <|im_start|> (tokenizer_config.json in run), and served "
-            "with template llama-3.1 that begins turns with <|start_header_id|> (chat.py): the model gets other turns "
-            "than it learnt"
+            "trained with template qwen that begins turns with <|im_start|> (train.yaml), and the tokenizer has a "
+            "template that begins turns with <|start_header_id|> (tokenizer_config.json in run): the model gets other "
+            "turns than it learnt"
         ),
     ),
     (
-        "PRM503",
-        adapter() | {"train.py": "SFTConfig(eos_token='<|endoftext|>')\n"},
-        "the end token is <|endoftext|> in train.py, and <|im_end|> in tokenizer_config.json in run",
-    ),
-    (
-        "PRM506",
-        adapter(LLAMA3) | {"train.py": f"get_chat_template(t, chat_template='llama-3')\n{ONLY}"},
-        (
-            "train.py looks for answers behind '<|im_start|>assistant', and they are written with template llama-3 "
-            "that begins turns with <|start_header_id|> (train.py): every label is -100"
-        ),
-    ),
-    (
-        "PRM506",
-        adapter(LLAMA3) | {"train.py": f"'\\d'\n{ONLY}"},
-        (
-            "train.py looks for answers behind '<|im_start|>assistant', and they are written with a template that "
-            "begins turns with <|start_header_id|> (tokenizer_config.json in run): every label is -100"
-        ),
+        "PRM504",
+        {"train.yaml": "base_model: org/m-8b\nchat_template: chatml\ndatasets: []\ndefault_system_message: Be brief.\n"}
+        | modelfile(SYSTEM="Be Mario."),
+        "the system prompt is 'Be brief.' in train.yaml, and 'Be Mario.' in Modelfile",
     ),
 ]
 
 SOUND: Final[list[Files]] = [
+    adapter() | {"train.py": f"tok.chat_template = {CHATML!r}\nSFTTrainer()\n"},
+    adapter() | {"train.py": f"tok.chat_template = {LLAMA3!r}\nload()\n"},
+    adapter() | {"train.py": "setup_chat_format(model, tok)\nSFTTrainer()\n"},
+    adapter(LLAMA3) | {"train.py": "if tok.chat_template is None:\n    setup_chat_format(model, tok)\nSFTTrainer()\n"},
+    adapter() | {"train.py": ALPACA, "infer.py": ENCODED.replace("Trainer()", "load()")},
+    adapter() | {"train.py": ALPACA, "build.sh": "cp llama-server out\n"},
+    adapter("{{ bos_token }}", **BOS) | BEGINS | {"train.py": f"{ENCODED}def f(text):\n    pass\n"},
+    adapter("{{ bos_token }}", **BOS) | BEGINS | {"train.py": ENCODED.replace("ids", "text = raw\nids")},
+    adapter("{{ bos_token }}", **BOS) | BEGINS | {"train.py": ENCODED.replace("tok", "processor")},
+    adapter() | {"tokenizer.json": IDS, "generation_config.json": {"eos_token_id": [0, 2]}},
+    adapter() | {"tokenizer.json": IDS, "generation_config.json": {"eos_token_id": [0, 5]}},
+    adapter() | {"tokenizer.json": IDS, "generation_config.json": {}},
+    adapter(eos="</s>") | {"tokenizer.json": IDS, "generation_config.json": {"eos_token_id": 2}},
+    adapter() | {"chat_template.jinja": CHATML + " "},
+    adapter("") | {"chat_template.jinja": CHATML},
+    adapter() | {"train.py": ALPACA},
+    adapter("") | {"train.py": ALPACA} | SERVE,
+    adapter() | {"train.py": ALPACA.replace("SFTTrainer", "load")} | SERVE,
+    adapter() | {"train.py": f"{ALPACA}tok.apply_chat_template(m)\n"} | SERVE,
+    adapter()
+    | {"train.py": ALPACA, "serve.sh": "vllm serve m --chat-template own.jinja\n", "own.jinja": "### Instruction:"},
+    adapter(LLAMA3) | {"train.sh": "swift sft --model org/m --dataset d --template $NAME\n"},
+    adapter(LLAMA3) | {"train.sh": "python own.py --model org/m --dataset d --template qwen\n"},
+    adapter(CALLS) | {"serve.sh": "vllm serve m --tool-call-parser hermes\n"},
+    adapter(CALLS) | {"serve.sh": "vllm serve m --tool-call-parser llama3_json\n"},
+    adapter() | {"serve.sh": "vllm serve m --tool-call-parser mistral\n"},
+    adapter(LLAMA3, **BOS) | BEGINS | {"train.py": ENCODED},
+    adapter("{{ bos_token }}", **BOS) | {"train.py": ENCODED},
+    adapter("{{ bos_token }}", **BOS, add_bos_token=False) | BEGINS | {"train.py": ENCODED},
+    adapter("{{ bos_token }}", **BOS) | BEGINS | {"train.py": ENCODED.replace("=9", "=9, add_special_tokens=False")},
+    adapter("{{ bos_token }}", **BOS) | BEGINS | {"train.py": ENCODED.replace("tok(text", "tok(other")},
+    adapter("{{ bos_token }}", **BOS) | BEGINS | {"train.py": ENCODED.replace("tokenize=False", "tokenize=True")},
     adapter() | {"train.py": f"get_chat_template(t, chat_template='gemma_chatml')\n{ONLY}"},
     adapter(LLAMA3) | {"train.py": ONLY.replace("<|im_start|>assistant", "### Response:")},
     adapter(LLAMA3) | {"train.py": ONLY.replace("'<|im_start|>assistant\\n'", "part")},
@@ -279,15 +395,58 @@ def test_a_check_says_the_same_of_the_prompt_with_the_data_and_without(tmp_path:
     data.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     told = [
         {one.message for one in report.findings if one.id == "PRM502"}
-        for report in (
-            check_config(tmp_path / "train.yaml"),
-            check_data(data, document=tmp_path / "train.yaml"),
-        )
+        for report in (check_config(tmp_path / "train.yaml"), check_data(data, document=tmp_path / "train.yaml"))
     ]
     assert told[0] == told[1]
     assert len(told[0]) == 1
     left_out = check_data(data, document=tmp_path / "train.yaml", ignore=["PRM502"])
     assert [one.reason for one in left_out.not_run if one.id == "PRM502"] == ["ignored on request"]
+
+
+@every(
+    ("systems", "told"),
+    [
+        (
+            ("Be brief.", "Be brief."),
+            "the system prompt is 'Be brief.' in the first 2 rows of rows.jsonl, and 'Be Mario.' in Modelfile",
+        ),
+        (("Be brief.", "Be kind."), None),
+        (("Be Mario.", "Be Mario."), None),
+        (("Be brief.",), None),
+        (("", ""), None),
+    ],
+)
+def test_rows_and_the_options_of_a_server_are_links_too(
+    systems: tuple[str, ...], told: str | None, tmp_path: Path
+) -> None:
+    written(tmp_path, {"train.yaml": RECIPE, **adapter(CALLS), **modelfile(SYSTEM="Be Mario.")})
+    rows = [
+        [{"role": "system", "content": text}] * bool(text)
+        + [{"role": "user", "content": f"a{i}"}, {"role": "assistant", "content": f"b{i}"}]
+        for i, text in enumerate(systems)
+    ]
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(f"{json.dumps({'messages': turns})}\n" for turns in rows))
+    report = check_data(
+        data, document=tmp_path / "train.yaml", serve=["sglang@0.5"], server_flags="--tool-call-parser mistral"
+    )
+    found = {one.id: one.message for one in report.findings if one.id.startswith("PRM")}
+    assert found.pop("PRM507").startswith(f"the template of tokenizer_config.json in {tmp_path.name} writes calls")
+    assert found == ({} if told is None else {"PRM504": told})
+
+
+def test_rows_of_plain_text_are_compared_with_the_template_of_chats(tmp_path: Path) -> None:
+    written(tmp_path, adapter() | {"adapter_config.json": {"r": 8}, "train.yaml": "learning_rate: 1.0e-4\n"})
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(f'{{"text": "### Instruction:\\n{i}\\n### Response:\\n{i + 5}"}}\n' for i in range(3)))
+    told = (
+        "trained with a template that begins turns with ### Instruction: (the first 3 rows of rows.jsonl), and --serve "
+        "vllm serves chats with a template that begins turns with <|im_start|> (tokenizer_config.json in "
+        f"{tmp_path.name}): the model gets other turns than it learnt"
+    )
+    for serve, expected in (([], []), (["vllm"], [told])):
+        report = check_data(data, document=tmp_path / "train.yaml", serve=serve)
+        assert [one.message for one in report.findings if one.id == "PRM502"] == expected
 
 
 def test_what_cannot_be_compared_is_not_judged() -> None:
@@ -297,9 +456,10 @@ def test_what_cannot_be_compared_is_not_judged() -> None:
         "PRM501": no_template,
         "PRM502": no_template,
         "PRM503": "no tokenizer with an end token lies beside the adapter",
-        "PRM504": "no recipe states a system prompt",
+        "PRM504": "no recipe states a system prompt, and no rows have one text of it",
         "PRM505": "no tokenizer states whether it adds a BOS token",
         "PRM506": "no script says behind which tokens answers stand",
+        "PRM507": "no command of a server names a parser of calls",
     }
     trained = bare._replace(template=CHATML)
     assert why(trained, trained) | {"PRM501": "no Modelfile", "PRM502": "no other file shows its turns"} == why(

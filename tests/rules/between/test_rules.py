@@ -118,14 +118,12 @@ ENTRIES: dict[str, Entry] = {
             On(
                 parts(misnamed={"wrapper": ["a.lora_A.weight"]}),
                 "PEFT would not load 1 of 8 of this file's tensors: their names name a wrapper of training "
-                "(torch.compile, "
-                "FSDP, DDP) that the model does not have where it is loaded (first: a.lora_A.weight).",
+                "(torch.compile, FSDP, DDP) that the model does not have where it is loaded (first: a.lora_A.weight).",
             ),
             On(
                 parts(misnamed={"adapter_name": ["a.lora_A.default.weight"]}),
                 "PEFT may not load 1 of 8 of this file's tensors: their names hold the adapter's name, which 0.21 "
-                "takes "
-                "under that name alone and PEFT up to 0.18 puts in again (first: a.lora_A.default.weight).",
+                "takes under that name alone and PEFT up to 0.18 puts in again (first: a.lora_A.default.weight).",
                 "warning",
             ),
             On(parts(misnamed={"adapter_name": ["a.lora_A.mine.weight"]}), severity="error"),
@@ -204,8 +202,7 @@ ENTRIES: dict[str, Entry] = {
                     },
                 ),
                 "1 of 2 tensors have sd-scripts' names of SD3 (first: lora_unet_joint_blocks_0_x.lora_up.weight): "
-                "diffusers' "
-                "load_lora_weights knows none of them, and loads nothing in silence.",
+                "diffusers' load_lora_weights knows none of them, and loads nothing in silence.",
                 "warning",
             )
         ],
@@ -255,8 +252,7 @@ ENTRIES: dict[str, Entry] = {
             On(
                 parts({"modules_to_save": ["lm_head"]}, more=factors("base_model.model.lm_head")),
                 "modules_to_save names lm_head, and the file holds no whole weight of that name (lm_head has factors "
-                "of "
-                "LoRA in its place).",
+                "of LoRA in its place).",
             ),
         ],
         silent=[
@@ -276,15 +272,13 @@ ENTRIES: dict[str, Entry] = {
             ),
             On(
                 parts({"task_type": "TOKEN_CLS"}, more=factors("base_model.model.classifier")),
-                "The head of this model of task_type TOKEN_CLS is not in the file: its factors of LoRA are there, "
-                "and the "
-                "random weight that they were added to is not.",
+                "The head of this model of task_type TOKEN_CLS is not in the file: its factors of LoRA are there, and "
+                "the random weight that they were added to is not.",
             ),
             On(
                 parts(settings={"center_rewards_coefficient": None}),
                 "The head of this reward model is not in the file: a new one, of random numbers, is made wherever it "
-                "is "
-                "loaded.",
+                "is loaded.",
             ),
         ],
         silent=[
@@ -300,8 +294,7 @@ ENTRIES: dict[str, Entry] = {
             On(
                 parts({"target_modules": ["q_proj", "score"]}, more=factors("base_model.model.score")),
                 "score is among target_modules and not saved whole: unless the base has a head of that name, the "
-                "weight "
-                "under LoRA's factors is random and was not kept.",
+                "weight under LoRA's factors is random and was not kept.",
                 "warning",
             )
         ],
@@ -317,19 +310,16 @@ ENTRIES: dict[str, Entry] = {
         fires=[
             On(
                 parts({"init_lora_weights": "pissa"}),
-                "PiSSA changed the base's weights at the start (init_lora_weights='pissa'), and this adapter is "
-                "right only "
-                "on the base less that part: PEFT repeats the start as it loads the adapter onto the plain base; no "
-                "engine "
-                "does.",
+                "PiSSA changed the base's weights at the start (init_lora_weights='pissa'), and this adapter is right "
+                "only on the base less that part: PEFT repeats the start as it loads the adapter onto the plain base; "
+                "no engine does.",
                 "warning",
             ),
             On(
                 parts({"init_lora_weights": "loftq"}),
-                "LoftQ changed the base's weights at the start (init_lora_weights='loftq'), and this adapter is "
-                "right only "
-                "on the base less that part: what it took cannot be computed again, so that the changed base is needed "
-                "too.",
+                "LoftQ changed the base's weights at the start (init_lora_weights='loftq'), and this adapter is right "
+                "only on the base less that part: what it took cannot be computed again, so that the changed base is "
+                "needed too.",
             ),
         ],
         silent=[],  # other starts give the rule no meaning
@@ -341,8 +331,7 @@ ENTRIES: dict[str, Entry] = {
                 parts({"modules_to_save": ["embed_tokens", "lm_head"]}, base=TIED),
                 "The base ties its head to its embedding (tie_word_embeddings), and here embed_tokens and lm_head are "
                 "trained and saved apart (modules_to_save): PEFT keeps the two apart, and in a merged model that is "
-                "still "
-                "tied one overwrites the other.",
+                "still tied one overwrites the other.",
                 "warning",
             ),
             On(
@@ -369,8 +358,7 @@ ENTRIES: dict[str, Entry] = {
             On(
                 parts(added=("<a>", "<b>")),
                 "2 tokens were added to the tokenizer (<a>, <b>), and no row of the embedding is in the file: they "
-                "are as "
-                "untrained as before.",
+                "are as untrained as before.",
                 "warning",
             )
         ],
@@ -386,8 +374,7 @@ ENTRIES: dict[str, Entry] = {
             On(
                 parts(more=whole("model.embed_tokens"), base={"vocab_size": 8}),
                 "model.embed_tokens in the file has 9 rows, and the base's vocabulary 8: the base has to be resized "
-                "before "
-                "this adapter is loaded.",
+                "before this adapter is loaded.",
                 "warning",
             ),
             On(parts(more=whole("lm_head"), last_token=9),
@@ -405,8 +392,7 @@ ENTRIES: dict[str, Entry] = {
             On(
                 parts(checkpoints=points(100, 200, files="trainer_state.json"), settings={"save_only_model": True}),
                 "2 checkpoints (checkpoint-100 to checkpoint-200) hold no optimizer.pt (save_only_model): a resume "
-                "would "
-                "begin with a new optimizer and schedule.",
+                "would begin with a new optimizer and schedule.",
                 "info",
             ),
             On(parts(checkpoints=points(7, files="scheduler.pt")),
@@ -425,8 +411,7 @@ ENTRIES: dict[str, Entry] = {
             On(
                 parts(checkpoints=points(10, 20, 30, repeats=20)),
                 "checkpoint-10 and checkpoint-20 hold the same weights, byte by byte: what was trained between them "
-                "is not "
-                "in the file.",
+                "is not in the file.",
                 "error",
             )
         ],
@@ -471,9 +456,8 @@ ENTRIES: dict[str, Entry] = {
         fires=[
             On(
                 parts(modules=[*STILL, audited.module("score")], settings=CHECKPOINTED),
-                "No module of any layer has moved; only score moved, and gradient_checkpointing was on: the inputs "
-                "of the "
-                "layers needed no gradient, so that none reached lora_B (enable_input_require_grads, or "
+                "No module of any layer has moved; only score moved, and gradient_checkpointing was on: the inputs of "
+                "the layers needed no gradient, so that none reached lora_B (enable_input_require_grads, or "
                 "use_reentrant=False).",
                 "error",
             ),
@@ -502,8 +486,7 @@ ENTRIES: dict[str, Entry] = {
             On(
                 parts(modules=NAN, metadata={"ss_mixed_precision": "fp16"}),
                 "2 of 2 modules hold NaN or infinity, and were trained in fp16 (ss_mixed_precision in the file): "
-                "train in "
-                "bf16.",
+                "train in bf16.",
                 "error",
             ),
             On(parts(modules=NAN, settings={"fp16": True})),

@@ -8,9 +8,9 @@ import msgspec
 from tables import every
 
 from gradience.rules import Verdict
-from gradience.rules.config import RULES, judge_config, settings_of
+from gradience.rules.config import judge_config, settings_of
 from gradience.rules.config.adapter import part_of, reaches_mlp
-from gradience.rules.config.facts import CheckContext, Facts
+from gradience.rules.config.facts import CheckContext
 from gradience.schema.document import Finding
 from gradience.schema.events import ConfigSnapshot
 
@@ -31,14 +31,6 @@ def lora(**fields: Any) -> ConfigSnapshot:
 
 def training(**fields: Any) -> ConfigSnapshot:
     return config(training=fields)
-
-
-def test_another_peft_method_gets_no_lora_rule() -> None:
-    """IA3 has no rank to judge; values and recording still count."""
-    once = {"eval_strategy": "no", "epochs": 2.0}
-    verdict = judged(config(lora={"peft_type": "IA3"}, optimizer={"lr": 1e-6}, training=once))
-    assert {item.id for item in verdict.findings} == {"REC002"}
-    assert "IA3" in next(item.reason for item in verdict.not_run if item.id == "LR001")
 
 
 BEGUN = CheckContext(moment="begun", begun="adapter_model.safetensors")
@@ -110,34 +102,6 @@ def test_a_warm_up_that_ended_within_a_run_is_left_to_its_log(
     assert [item.severity for item in verdict.findings if item.id == "SCH002"] == [severity]
 
 
-@every("limit", [-1, 0])
-def test_a_limit_of_steps_that_is_none_is_no_value_out_of_range(limit: int) -> None:
-    """-1 is the Trainer's default: epochs decide."""
-    verdict = judged(training(max_steps=limit, epochs=2.0))
-    assert "VAL001" not in {item.id for item in verdict.findings}
-    assert Facts(training(max_steps=limit)).max_steps is None
-    assert Facts(training(max_steps=1)).max_steps == 1
-
-
-def test_the_premises_of_a_rule_are_on_its_card() -> None:
-    (rule,) = [rule for rule in RULES if rule.id == "LR001"]
-    assert rule.premises == [
-        "the adapter is LoRA",
-        "an adapter is configured",
-        "no log shows yet what came of it, or the log is read beside it",
-        "the objective is known to be supervised",
-    ]
-
-
-def test_findings_come_gravest_first_and_ignored_rules_are_named() -> None:
-    once = {"eval_strategy": "no", "epochs": 2.0}
-    snapshot = config(optimizer={"lr": 1e-5}, lora={"r": 0}, training=once, extras={"task": "sft"})
-    verdict = judge_config(snapshot, left_out={"LR001": "ignored on request"})
-    assert [item.id for item in verdict.findings] == ["VAL001", "REC002"]
-    assert len(verdict.not_run) > 1  # what could not be judged comes first, what was not asked for last
-    assert (verdict.not_run[-1].id, verdict.not_run[-1].reason) == ("LR001", "ignored on request")
-
-
 @every(
     ("name", "part"),
     [
@@ -180,16 +144,6 @@ def test_names_that_leave_the_mlp_open_are_no_ground(targets: list[str] | str, *
 
 def test_a_finding_of_no_rule_on_a_configuration_is_about_no_setting() -> None:
     assert settings_of(Finding(id="NUM101", severity="error", message="x")) == []
-
-
-def test_a_finding_and_not_judged_stand_together_only_where_a_part_was_judged() -> None:
-    """VAL001 finds a value out of range, and says which others were not given."""
-    verdict = judge_config(config(optimizer={"lr": 0.0}))
-    assert [item.message for item in verdict.findings if item.id == "VAL001"] == ["lr is 0; it must be above 0"]
-    reasons = {item.id: item.reason for item in verdict.not_run}
-    assert reasons["VAL001"] == "not given, so not checked: r, lora_alpha"
-    both = {item.id for item in verdict.findings} & reasons.keys()
-    assert both == {"VAL001"}
 
 
 RANGES = [  # (section, field, values in the range, values outside)

@@ -10,7 +10,7 @@ import pytest
 from tables import every
 
 from gradience.rules import Unknown
-from gradience.rules.config.facts import Facts, about_lora, quantities
+from gradience.rules.config.facts import Facts, quantities
 from gradience.schema.events import ConfigSnapshot
 
 BY_EIGHT = {"batch_size": 8, "world_size": 1}
@@ -143,10 +143,3 @@ def test_quantities_are_those_that_the_configuration_determines() -> None:
     )
     other = {**sections, "lora": {"r": 16, "alpha": 32, "peft_type": "IA3"}}
     assert quantities(msgspec.convert(other, ConfigSnapshot)).keys() == {"batch_per_process", "effective_batch"}
-
-
-@every(("kind", "applies"), [(None, True), ("LORA", True), ("IA3", False), ("LOHA", False)])
-def test_a_rule_about_lora_is_for_lora(kind: str | None, *, applies: bool) -> None:
-    reason = about_lora(facts(lora={"peft_type": kind}))
-    assert (reason is None) is applies
-    assert applies or reason == f"peft_type {kind} is not LoRA: the rule does not apply"

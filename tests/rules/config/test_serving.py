@@ -124,6 +124,7 @@ SHOWN = {  # a feature: settings or surroundings that show it, and those like th
     "prefix": (PLAIN._replace(moved=MOVED), PLAIN._replace(moved=MOVED._replace(saved=False))),
     "base": (PLAIN._replace(coverage=VIT), PLAIN),
     "model": (PLAIN._replace(coverage=VIT), PLAIN),
+    "unreached": (PLAIN._replace(coverage=msgspec.structs.replace(LLAMA, modules=0)), PLAIN),
     "start": ({"init": "pissa"}, {"init": "gaussian"}),
     "absent": (_held()._replace(absent=frozenset({"model.layers.0.self_attn.q_proj"})),
         _held()._replace(absent=frozenset({"model.layers.1.self_attn.q_proj"}))),
@@ -135,6 +136,7 @@ SHOWN = {  # a feature: settings or surroundings that show it, and those like th
         _held(experts=["m.mlp.experts.0.up_proj"])),
     "expert_scale": ({"use_rslora": True, "extras": {"target_parameters": ["mlp.experts.up_proj"]}},
         {"use_rslora": True}),
+    "single_experts": (_held(experts=["m.mlp.experts.0.up_proj"]), _held(expert_parameters=["m.mlp.experts"])),
     "tower": (_held(tower=["visual.blocks.0.attn.qkv"]), _held()),
     "unnamed": (_held()._replace(flags={"lora-target-modules": ("o_proj", "gate_up_proj")}),
         _held()._replace(flags={"lora-target-modules": ("o_proj", "qkv_proj")})),
@@ -173,14 +175,6 @@ def test_a_fact_applies_to_an_adapter_with_the_feature_and_not_to_its_twin(fact)
     )
 
 
-def test_experts_are_refused_beside_a_base_in_bitsandbytes_by_its_config_or_its_name() -> None:
-    lora = {"r": 8, "target_parameters": ["mlp.experts.gate_up_proj"]}
-    for base, seen in (("org/moe-bnb-4bit", True), ("org/moe", False), ("org/subnbase", False)):
-        found = check_config({"model_name": base, "lora": lora}, serve=["vllm"], select=["SRV001"]).findings
-        assert [item.values["feature"] for item in found] == ["experts"] * seen
-        assert all("issues/29424" in str(item.values["url"]) for item in found)
-
-
 @every("name", ENGINES)
 def test_a_command_has_a_place_for_each_adapter_or_names_the_first_and_what_is_unknown_has_no_row(name) -> None:
     if (process := ENGINES[name].process) is not None:
@@ -189,14 +183,13 @@ def test_a_command_has_a_place_for_each_adapter_or_names_the_first_and_what_is_u
         assert not process.padded or {"{rank}", "{slots}"} <= set(re.findall(r"\{\w+\}", process.command))
         assert process.source.url.startswith("https://github.com/")
     rows = (fact.row for fact in FACTS if fact.feature in ENGINES[name].unknown and fact.row.engine == name)
-    assert all(row.beside or row.models for row in rows)
+    assert all(row.beside or row.models or row.since or row.until for row in rows)
     assert set(ENGINES[name].unknown) <= set(FEATURES)
 
 
 def test_some_features_show_in_several_ways() -> None:
     by_engine = {fact.row.engine: fact for fact in FACTS if fact.feature == "targets"}
     asked = (
-        ("ollama", {"target_modules": ["q_proj", "wqkv"]}, True),
         ("ollama", {"target_modules": "wqkv"}, False),  # an expression, whose names are not known
         ("ollama", {"target_modules": "all-linear"}, False),
         ("ollama", {"target_modules": None}, False),
@@ -254,6 +247,8 @@ def test_an_engine_may_have_a_version_and_what_no_row_is_of_is_not_judged() -> N
 @every(
     ("base", "modules", "engines", "told"),
     [
+        ("org/moe-bnb-4bit", "mlp.experts.up_proj", "vllm", "SRV001"),  # stored in bitsandbytes, by its name
+        ("org/subnbase", "mlp.experts.up_proj", "vllm", "-"),
         ("openai/whisper-small", "q_proj v_proj", "vllm vllm@0.17 vllm@0.18 llamacpp lorax",
             "SRV005 SRV001 - SRV001 SRV001"),
         ("google-bert/bert-base-uncased", "query value", "vllm llamacpp mlx", "SRV001 SRV005 SRV001"),
@@ -266,6 +261,7 @@ def test_an_engine_may_have_a_version_and_what_no_row_is_of_is_not_judged() -> N
         ("meta-llama/Llama-3.1-8B", "o_proj up_proj", "ollama", "-"),
         ("meta-llama/Llama-3.1-8B", "wqkv", "ollama", "SRV001"),
         ("google/gemma-2-9b", "q_proj v_proj", "ollama", "-"),
+        ("facebook/opt-1.3b", "q_proj", "llamacpp ollama", "SRV001 SRV001,SRV006"),
         ("Qwen/Qwen2.5-7B", "c_attn", "ollama", "SRV006"),
     ],
 )  # fmt: skip

@@ -52,14 +52,6 @@ def test_a_cause_is_made_of_all_that_it_takes():
     assert cause.evidence == [OWN, SEEN]
 
 
-def test_one_piece_may_do_and_is_a_piece_once_whatever_asks_for_it():
-    twice = (Needs("log", ("A", "B")), Needs("log", ("A",)))
-    made = join(Message(("log",), "m"), needs=twice, hints=twice, least=1)
-    (cause,) = correlate([made], [seen("log", "A")], frozenset()).causes
-    assert [(piece.source, piece.id) for piece in cause.pieces] == [("log", "A")]
-    assert cause.joined
-
-
 @every(
     ("symptoms", "fields", "expected"),
     [
@@ -87,8 +79,7 @@ def test_a_message_is_of_the_sources_that_are_needed(symptoms, fields, expected)
 
 
 @pytest.mark.parametrize(
-    ("silent", "pieces"),
-    [([], []), (["P"], []), (["P", "Q"], [("log", "P Q", "all quiet"), ("config", "C", "C!")])],
+    ("silent", "pieces"), [([], []), (["P"], []), (["P", "Q"], [("log", "P Q", "all quiet"), ("config", "C", "C!")])]
 )
 def test_rules_that_were_silent_are_a_piece_where_all_of_them_were(silent, pieces, monkeypatch):
     showing = {"of_p": {"P": Sign("of_p")}, "of_q": {"Q": Sign("of_q")}}

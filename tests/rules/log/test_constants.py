@@ -60,15 +60,6 @@ def test_sens_bounds_stand_at_the_ranks_that_kendalls_variance_gives():
         assert found.high == (slopes[high] if high < len(slopes) else math.inf)
 
 
-@pytest.mark.parametrize("n", [8, 9, 20])
-def test_the_fall_along_the_logarithm_is_a_correlation_times_the_root_of_n_less_one(n):
-    rng = random.Random(n)  # noqa: S311  # seeded on purpose
-    values = [2.0 / (1 + i) + 1.0 + rng.gauss(0, 0.1) for i in range(n)]
-    rows = -np.log(np.arange(1, n + 1))
-    z = np.corrcoef(np.log(values), rows)[0, 1] * math.sqrt(n - 1)
-    assert ours.falls_with_logarithm(values) == pytest.approx(1 - NORMAL.cdf(float(z)) if n >= 9 else 1.0)
-
-
 def test_a_trend_of_few_rows_has_the_numbers_of_its_definition():
     values = [2.0, 1.5, 1.6, 1.2, 1.3, 1.0, 1.1, 0.9, 1.0, 0.8]
     found = ours.trend_of(values)
@@ -88,13 +79,6 @@ def test_values_beyond_the_range_of_squares_are_put_at_its_ends():
 
 
 # --- what stands out ---------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("rows", "height", "found"), [(1000, 6.1, True), (10_000, 6.1, False), (10_000, 7.6, True)])
-def test_among_ten_times_as_many_rows_a_spike_must_be_a_quarter_higher(rows, height, found):
-    values = [1.0] * rows
-    values[rows // 2] = 1.0 + 0.05 * height
-    assert (excesses(curve_of(values), Bar(6.0, 0.05, logarithmic=False)) != []) is found
 
 
 @pytest.mark.parametrize(("place", "found"), [(7, False), (8, True)])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import random
-from array import array
 
 import pytest
 from hypothesis import given, settings, strategies as st
@@ -13,10 +12,7 @@ from tables import every
 
 from gradience.rules.log import DETECTORS, detect
 from gradience.rules.log.learning import learning
-from gradience.rules.log.statistics import MOST_POINTS, curve_of
-from gradience.schema import ConfigSnapshot, EvalMetrics, LoraSnapshot, OptimizerSnapshot, TrainingSnapshot
-from gradience.schema.reports import EvalPoint
-from gradience.verbs.monitor.run import monitor_run
+from gradience.schema import ConfigSnapshot, LoraSnapshot, OptimizerSnapshot, TrainingSnapshot
 
 NAN, INF = math.nan, math.inf
 
@@ -109,13 +105,6 @@ def test_heavy_noise_on_a_flat_loss_is_called_a_divergence_at_most_once_in_a_hun
 # --- evaluation --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("loss", "found"), [(0.69, True), (0.6, False)])
-def test_a_classifiers_loss_at_ln_k_is_chance_where_no_accuracy_is_known(loss, found):
-    point = EvalPoint(split="eval", step=1, metrics=EvalMetrics(loss=loss))
-    run = facts(held_out=point, num_labels=2, config=config_of(task="SEQ_CLS"))
-    assert (said("CHN112", run) is not None) is found
-
-
 # --- the log -----------------------------------------------------------------------------------------------------
 
 
@@ -144,24 +133,6 @@ def test_a_fall_that_noise_could_have_made_is_named_with_the_least_that_would_ha
 )
 def test_more_rows_may_follow_until_the_last_planned_step(planned, last, more):
     assert changed(facts(config=config_of(max_steps=planned)), last_step=last).in_mid_run is more
-
-
-@every(
-    ("n", "drop", "epochs", "why"),
-    [(120, 0.0, 3.0, None), (120, 0.2, 1.0, None), (24, 0.0, 5.0, "it needs 2"), (120, 0.0, None, "how often")],
-)
-def test_a_loss_that_does_not_step_down_with_each_epoch_is_no_memory(n, drop, epochs, why):
-    losses = [x * (1 - drop) ** int(i * 3 / n) for i, x in enumerate(curve(n))]
-    run = facts(losses, epoch=epochs, last_step=n)
-    assert said("MEM127", run) is None
-    assert (why or "") in str(reason("MEM127", run))
-
-
-def test_the_real_runs_of_others_are_called_what_they_are(shared_data):
-    names = ("sft-mistral-final.json", "sft-plateau.json", "2023-no-grad-norm.json")
-    reports = [monitor_run(shared_data / "trainer_states" / name) for name in names]
-    found = [{f.id for f in (*of.findings, *of.readings)} & {"MEM127", "PLT105"} for of in reports]
-    assert found == [{"MEM127"}, {"PLT105"}, set()]
 
 
 @pytest.mark.parametrize(("kind", "labels", "classes"), [("reward", None, 2), ("reward", 5, 2), (None, 5, 5)])
@@ -223,22 +194,3 @@ def test_the_order_in_which_rows_are_given_changes_no_finding_but_that_on_it(ord
     )
     judged, told, read = detect(mixed)
     assert ([found for found in judged if found.id != "DUP117"], told, read) == detect(run)
-
-
-@given(st.floats(0.01, 100.0), st.sampled_from([0, 1, 2]))
-@settings(max_examples=30, deadline=None)
-def test_the_unit_of_the_loss_does_not_matter(unit, seed):
-    losses = curve(seed=seed)
-    losses[40:44] = [6.0] * 4
-    in_nats = {"SCL129", "INI195"}  # a loss above that of a uniform guess, or near it
-    ids = {f.id for f in detect(facts(losses)).told}
-    assert {f.id for f in detect(facts([x * unit for x in losses])).told} - in_nats == ids
-
-
-@given(st.integers(1, 4 * MOST_POINTS))
-@settings(max_examples=20, deadline=None)
-def test_a_curve_has_at_most_so_many_points_and_a_line_stays_one(n):
-    made = curve_of(array("d", range(n)))
-    assert len(made.points) <= MOST_POINTS
-    assert list(made.points) == sorted(made.points)
-    assert 0 <= made.row(len(made.points) - 1) < n

@@ -7,13 +7,10 @@ from typing import Any
 from log_runs import facts_of, logged_rows
 from tables import every
 
-from gradience.rules import Observation, Verdict
-from gradience.rules.joins import Symptom, correlate
-from gradience.rules.joins.run import JOINS
+from gradience.rules import Verdict
 from gradience.rules.log import detect
 from gradience.rules.log.facts import RunFacts
 from gradience.rules.log.story import story_parts
-from gradience.schema.document import Finding
 from gradience.schema.reports import TrainSummary
 
 FED = {
@@ -121,12 +118,3 @@ def test_the_story_of_such_a_run_begins_with_it_and_learns_nothing() -> None:
 @every("odd", [{"rows": "many"}, {"supervised": None}, {"tokens": -1}, {"announced": [1]}, {"rows": 0}])
 def test_an_event_of_anybodys_making_is_judged_as_far_as_it_goes(odd: Any) -> None:
     detect(facts(**odd))
-
-
-def test_the_weights_of_such_a_run_are_in_one_cause_with_it() -> None:
-    found = [
-        Symptom(source, rule, Observation("x"), Finding(id=rule, severity=severity, message="x"), frozenset([severity]))
-        for source, rule, severity in (("log", "DAT301", "critical"), ("weights", "TRN202", "warning"))
-    ]
-    causes = correlate(JOINS, found, frozenset()).causes
-    assert [(cause.id, cause.severity, len(cause.pieces)) for cause in causes] == [("DAT330", "critical", 2)]

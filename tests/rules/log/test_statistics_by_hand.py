@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import math
 import random
-import statistics as standard
 
 import pytest
-from hypothesis import given, strategies as st
 from tables import every
 
 from gradience.rules.log.statistics import (
@@ -18,11 +16,9 @@ from gradience.rules.log.statistics import (
     levels_error,
     mann_kendall,
     mean_error,
-    median_error,
     noise,
     spread,
     theil_sen,
-    trend_of,
 )
 
 
@@ -78,17 +74,6 @@ def test_of_under_eleven_rows_none_is_taken_to_resemble_the_one_before():
     assert levels_error(waves[:11], 2) == pytest.approx(1.2533 * noise(waves[:11]) * more)
 
 
-def test_spikes_of_a_long_series_are_found_once_each_also_behind_a_step_down():
-    """Blocks of 64 rows: one ends at 10, the next is at 1."""
-    values = [10.0] * 64_000 + [1.0] * 67_072
-    for row in (64_060, 100_000, 120_000):
-        values[row] = 2.0
-    found = excesses(curve_of(values), Bar(6.0, 0.05, logarithmic=False))
-    assert found == [(64_060, pytest.approx(20.0)), (100_000, pytest.approx(20.0)), (120_000, pytest.approx(20.0))]
-    by_logarithm = excesses(curve_of(values), Bar(6.0, 0.05, logarithmic=True))
-    assert [row for row, _ in by_logarithm] == [64_060, 100_000, 120_000]
-
-
 @pytest.mark.parametrize("values", [[], [1.0]])
 def test_of_one_value_or_none_there_is_no_order_and_no_spread(values):
     assert (mann_kendall(values), spread(values)) == (1.0, 0.0)
@@ -109,20 +94,6 @@ def test_the_slope_of_few_values_has_no_bounds():
     assert theil_sen([2.0, 1.0])[1:] == (-math.inf, math.inf)
 
 
-def test_the_error_of_a_median_is_a_quarter_over_that_of_a_mean():
-    rng = random.Random(5)  # noqa: S311  # seeded on purpose
-    medians = [standard.median(rng.gauss(0, 2) for _ in range(25)) for _ in range(2000)]
-    assert median_error(2.0, 25) == pytest.approx(standard.stdev(medians), rel=0.06)
-    assert median_error(2.0, 25, 25) == pytest.approx(math.sqrt(2) * median_error(2.0, 25))
-
-
 def test_one_value_has_a_mean_of_unknown_error():
     assert mean_error([3.0]) == (3.0, math.inf)
     assert mean_error([1.0, 3.0]) == (2.0, pytest.approx(1.0))
-
-
-@given(st.lists(st.floats(1e-3, 1e3), min_size=2, max_size=60), st.floats(0.01, 100.0))
-def test_the_unit_changes_no_trend(values, unit):
-    one, other = trend_of(values), trend_of([value * unit for value in values])
-    assert other.fall == pytest.approx(one.fall, abs=1e-9)
-    assert other.noise == pytest.approx(one.noise, rel=1e-6, abs=1e-9)

@@ -117,10 +117,7 @@ def test_a_held_out_loss_that_rises_is_overfitting_only_if_the_training_loss_fel
 # --- single losses and norms of 0 ------------------------------------------------------------------------------------
 
 
-@every(
-    ("after", "severity"),
-    [(3, "info"), (2, "error")],
-)
+@every(("after", "severity"), [(3, "info"), (2, "error")])
 def test_zeros_that_losses_over_0_follow_are_no_masked_nan(after, severity):
     losses = [2.0, 1.5, 1.2, 1.0, 0.0, 0.9, 0.8, 0.0, *[0.5] * after]
     grads = [0.0 if loss == 0.0 else 1.0 for loss in losses]
@@ -160,13 +157,6 @@ def test_a_log_cut_at_its_first_row_is_no_sparse_log(planned, found):
     assert (said("GAP118", facts) is not None) is found
 
 
-@every(("steps", "warmup", "found"), [(15, 100, True), (15, 15, False), (9, 100, False)])
-def test_a_run_of_one_row_ended_inside_the_warm_up_of_its_settings(steps, warmup, found):
-    training = {"max_steps": steps, "warmup_steps": warmup}
-    facts = run([26.0], steps=[8], rates=[3e-6], training=training, lr=4e-5, last_step=steps)
-    assert (said("LRS133", facts) is not None) is found
-
-
 # --- advice ---------------------------------------------------------------------------------------------------------
 
 
@@ -174,6 +164,13 @@ HUMP, RISES = [*FALL[:30], *[3.0 + 0.05 * math.sin(9.0 * i) for i in range(30)]]
 KEPT, GOES_ON = {"save_steps": 10}, {"status": "no_run_end", "training": {"save_steps": 10, "max_steps": 600}}
 GAPS = {"epoch": 3.0, "training": {"save_steps": 15}}
 ANSWERS = "See whether its answers differ from row to row: gradients came until step 21"
+
+
+@every(("steps", "warmup", "found"), [(15, 100, True), (15, 15, False), (9, 100, False)])
+def test_a_run_of_one_row_ended_inside_the_warm_up_of_its_settings(steps, warmup, found):
+    training = {"max_steps": steps, "warmup_steps": warmup}
+    facts = run([26.0], steps=[8], rates=[3e-6], training=training, lr=4e-5, last_step=steps)
+    assert (said("LRS133", facts) is not None) is found
 
 
 @every(

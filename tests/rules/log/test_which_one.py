@@ -28,17 +28,6 @@ def test_what_is_grave_enough_to_be_told_and_denies_it_leaves_no_room_for_learni
     } | {("NOL106", "info")}
 
 
-def test_of_too_many_rows_that_stand_out_the_highest_are_looked_at(monkeypatch):
-    monkeypatch.setattr(statistics, "MOST_POINTS", 4)
-    values = [1.0 + 0.001 * (row % 3) for row in range(80)]
-    for row, height in ((25, 9.0), (33, 5.0), (41, 8.0), (49, 6.0), (57, 7.0)):
-        values[row] = height
-    curve = statistics.curve_of(values)
-    assert curve.block == 20
-    bar = statistics.Bar(6.0, 0.05, logarithmic=False)
-    assert [row for row, _ in statistics.excesses(curve, bar)] == [25, 41, 49, 57]
-
-
 def test_rows_of_a_long_log_stand_out_as_those_of_a_short_one(monkeypatch):
     """A level that rises between two blocks, one that falls, and single rows: in blocks as row by row."""
     values = [1.0 + 0.001 * (row % 3) for row in range(120)]

@@ -11,20 +11,10 @@ from typing import Final
 
 from gradience.adapters import is_embedding
 from gradience.adapters.config import AdapterConfig
-from gradience.adapters.layout import (
-    PREFIX,
-    Adapter,
-    Format,
-    Group,
-    LeftoverTensor,
-    Module,
-    NeedsBase,
-    ReadModule,
-    Role,
-)
+from gradience.adapters.layout import PREFIX, Adapter, Format, Group, LeftoverTensor, Module, NeedsBase, ReadModule
 from gradience.io import natural_key
 from gradience.io.safetensors import TensorSource
-from gradience.schema.audit import LeftoverReason
+from gradience.schema.audit import LeftoverReason, Role
 
 _TRAINING_ONLY: Final = re.compile(r"\.(?:lora_velora_embed|lora_monteclora_sampler|ranknum)(?:\.|$)")
 _FACTOR_OF_A_TYPE: Final = re.compile(
@@ -64,7 +54,8 @@ def other_role(key: str, config: AdapterConfig) -> Role:  # noqa: PLR0911  # one
         return "bias" if config.bias != "none" else "base_copy"
     if ".original_module." in name or name.endswith((".base_layer.weight", ".token_adapter.base_layer.weight")):
         return "base_copy"
-    if ".modules_to_save." in name or _saved_whole(name, config.modules_to_save or []):
+    # As in PEFT's `_set_trainable` a saved module's name ends a path, and need not begin at a dot.
+    if ".modules_to_save." in name or any(f"{module}." in name for module in config.modules_to_save or []):
         return "full_module"
     if name.endswith(".bias") and config.bias != "none":
         return "bias"
@@ -75,14 +66,6 @@ def other_role(key: str, config: AdapterConfig) -> Role:  # noqa: PLR0911  # one
     if _HEAD.search(name):
         return "full_module"  # PEFT saves a task's head whole; older configs do not name it in modules_to_save
     return "unknown"
-
-
-def _saved_whole(name: str, saved: list[str]) -> bool:
-    """Whether a module path within the name ends with a saved module's name, as PEFT's `_set_trainable` tests it.
-
-    The saved name need not begin at a dot.
-    """
-    return any(f"{module}." in name for module in saved)
 
 
 def explained(roles: dict[str, Role]) -> list[LeftoverTensor]:

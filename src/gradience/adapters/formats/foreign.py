@@ -35,7 +35,6 @@ from gradience.adapters.layout import (
     LeftoverTensor,
     Module,
     ReadModule,
-    Role,
     UnsuitableError,
     parse_key,
     reported,
@@ -44,7 +43,7 @@ from gradience.errors import AdapterError
 from gradience.io import natural_key
 from gradience.io.reading import decode_json
 from gradience.io.safetensors import TensorSource
-from gradience.schema.audit import LeftoverReason
+from gradience.schema.audit import LeftoverReason, Role
 
 _STACKED: Final = 3  # axes
 # The layers that become a LoRAEmbedding in MLX-LM, where lm_head is linear.

@@ -13,22 +13,11 @@ from gradience.adapters.formats.foreign import is_diffusers
 from gradience.adapters.kinds.incomplete import expert_modules, parameter_nests, vera_modules
 from gradience.adapters.kinds.lora import adalora_module, lora_module
 from gradience.adapters.kinds.products import loha_module, lokr_module
-from gradience.adapters.layout import (
-    Adapter,
-    Builder,
-    Context,
-    Files,
-    Format,
-    Group,
-    LeftoverTensor,
-    Module,
-    Role,
-    parse_key,
-)
+from gradience.adapters.layout import Adapter, Builder, Context, Files, Format, Group, LeftoverTensor, Module, parse_key
 from gradience.adapters.traits import start_of
 from gradience.errors import AdapterError
 from gradience.io.safetensors import TensorSource
-from gradience.schema.audit import LeftoverReason
+from gradience.schema.audit import LeftoverReason, Role
 
 _FAMILIES: Final = (
     ("hada_", "LOHA"),

@@ -20,13 +20,13 @@ from gradience.configs.files import read_mapping
 from gradience.errors import AdapterError, ConfigError
 from gradience.folder import Documents
 from gradience.folder.beside import base_of
+from gradience.importers.files import same_bytes
 from gradience.rules.between import CheckpointFiles, Parts, SavedState
 from gradience.schema import Json
 from gradience.schema.audit import ModuleAudit
 from gradience.schema.events import LoraSnapshot
 
 _BASE_CONFIG: Final = "config.json"
-_PARAMETERS: Final = "target_parameters"
 
 
 def gather(
@@ -154,13 +154,6 @@ def _checkpoints(folder: Path, digest_of: Callable[[Path], str]) -> Iterator[Che
         weights = next((steps[step] / name for name in WEIGHT_NAMES if name in files), None)
         if weights is None:
             continue
-        compared = one is None or step == int(one[1])
-        yield CheckpointFiles(steps[step].name, files, compared and _equal(before, weights, digest_of))
+        same = before is not None and (one is None or step == int(one[1])) and same_bytes(before, weights, digest_of)
+        yield CheckpointFiles(steps[step].name, files, same)
         before = weights
-
-
-def _equal(one: Path | None, other: Path, digest_of: Callable[[Path], str]) -> bool:
-    with suppress(OSError):
-        same_size = one is not None and one.stat().st_size == other.stat().st_size
-        return one is not None and same_size and digest_of(one) == digest_of(other)
-    return False

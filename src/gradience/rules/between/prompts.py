@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
-from gradience.configs.prompts import form_in
+from gradience.configs.prompts import calls_in, form_in
 from gradience.folder.prompts import LinkKind, PromptLink
 from gradience.rules import Observation, Rule, Unknown, cite
 from gradience.schema.document import RuleGroup
@@ -34,11 +34,11 @@ def _of(links: Links, *kinds: LinkKind) -> list[PromptLink]:
 
 
 def _trained(links: Links) -> PromptLink:
-    """The link that shows the prompt of training: a recipe that names a template, else the tokenizer that was saved."""
-    recipes = _of(links, "recipe")
+    """The link that shows the prompt of training: a recipe, rows of text, else the tokenizer that was saved."""
+    recipes = [link for link in _of(links, "recipe") if link.form or not link.encodes]
     if len({link.form for link in recipes}) > 1:
         raise Unknown(f"{len(recipes)} recipes of training lie there, with different templates: give the one")
-    for link in (*recipes, *_of(links, "tokenizer")):
+    for link in (*recipes, *_of(links, "rows", "tokenizer")):
         if link.form is not None:
             return link
     raise Unknown("no file shows the template of training: no recipe that names one, no tokenizer with one")
@@ -80,19 +80,36 @@ def _no_template(links: Links) -> Iterator[Observation]:
 def _other_form(links: Links) -> Iterator[Observation]:
     """trained with one template, served with another
 
-    a file that serves or exports the model names another template than training had, or begins turns otherwise
+    a file that serves or exports the model names another template than training had, or begins turns otherwise; or
+    chat_template.jinja does, beside the chat_template of tokenizer_config.json
 
     Why: The adapter learnt to answer after the turns of one template: after others it answers like the base, or never
         stops.
-    Scope: recipes of LLaMA-Factory, ms-swift, Axolotl and TRL, scripts for Unsloth, tokenizers, Modelfiles and
-        --chat-template, as far as they show which turns they write
+    Scope: recipes and commands of LLaMA-Factory, ms-swift, Axolotl and TRL, scripts for Unsloth, that set chat_template
+        or write Alpaca's ### text, rows of text, tokenizers, Modelfiles and --chat-template, as far as they show which
+        turns they write; plain text is compared with a tokenizer's template only where a server's command is at hand,
+        which applies it to chats
     Action: serve with the template of training
     Verify: the text that the server makes of one message, beside a row of training
     Seen: https://github.com/hiyouga/LlamaFactory/issues/6020 -- the exported model talks nonsense in Ollama only
+    Source: transformers/tokenization_utils_base.py:PreTrainedTokenizerBase._from_pretrained@5.24.0 -- a file of the
+        template goes before the field of tokenizer_config.json
     """
+    for link in links:
+        other = link._replace(template=link.hidden, template_in="")
+        if link.form is not None and other.form not in {None, link.form}:
+            yield Observation(
+                f"{link.says} lies beside {other.says}: transformers takes the former, and what reads only "
+                "tokenizer_config.json the latter",
+                {"taken": link.template_in, "passed_over": link.where},
+            )
     trained = _trained(links)
     # A recipe's template need not be the saved tokenizer's, which a server applies
-    beside = _of(links, "tokenizer") if trained.kind == "recipe" else []
+    beside = _of(links, "tokenizer") if trained.kind in {"recipe", "rows"} else []
+    chats = ""
+    if beside and not trained.name and trained.form is not None and not trained.form.begins.startswith(("<", "[")):
+        chats = next((link.where for link in _of(links, "server") if link.program == "server" and not link.form), "")
+        beside = beside if chats else []
     compared = 0
     for link in (*_of(links, *_SERVED), *beside):
         if link.model and trained.model and link.model != trained.model:
@@ -104,16 +121,17 @@ def _other_form(links: Links) -> Iterator[Observation]:
         compared += 1
         if is_renamed or form != trained.form:
             yield Observation(
-                f"trained with {trained.says}, and {_verb(link)} {link.says}: the model gets other turns than it "
-                "learnt",
+                f"trained with {trained.says}, and {_verb(link, chats)} {link.says}: the model gets other turns than "
+                "it learnt",
                 {"trained": trained.where, "served": link.where},
             )
     if not compared:
         raise Unknown("no other file shows its turns")
 
 
-def _verb(link: PromptLink) -> str:
-    return {"export": "exported with", "tokenizer": "the tokenizer has", "merged": "the merged model has"}.get(
+def _verb(link: PromptLink, chats: str) -> str:
+    tokenizer = f"{chats} serves chats with" if chats else "the tokenizer has"
+    return {"export": "exported with", "tokenizer": tokenizer, "merged": "the merged model has"}.get(
         link.kind, "served with"
     )
 
@@ -123,14 +141,16 @@ def _other_end(links: Links) -> Iterator[Observation]:
     """the end token of training is not that of serving
 
     the merged or exported tokenizer has another eos_token than the one saved beside the adapter, or the latter than
-    TRL was told; or a Modelfile whose TEMPLATE writes the turns of training has PARAMETER stop, and not for the token
-    that ends them, which is not the eos_token
+    TRL was told; or generation_config.json does not name it; or a Modelfile whose TEMPLATE writes the turns of training
+    has PARAMETER stop, and not for the token that ends them, which is not the eos_token
 
     Why: Generation ends at the served end token: another one is never written, and the answer runs on.
     Scope: a tokenizer beside the adapter, or a recipe that states eos_token
     Action: take the tokenizer that was saved with the adapter; add PARAMETER stop
     Verify: an answer ends before the limit of tokens
     Source: trl/trainer/sft_trainer.py:SFTTrainer.__init__@1.16.0 -- gives the tokenizer the eos_token of its config
+    Source: transformers/generation/utils.py:GenerationMixin._prepare_special_tokens@5.24.0 -- ends at the eos_token_id
+        of the generation config
     """
     stated = [link for link in _of(links, "recipe", "tokenizer") if link.eos]
     if not stated:
@@ -142,6 +162,13 @@ def _other_end(links: Links) -> Iterator[Observation]:
             yield Observation(
                 f"the end token is {trained.eos} in {trained.where}, and {link.eos} in {link.where}",
                 {"trained": trained.eos, "served": link.eos},
+            )
+    for link in _of(links, "tokenizer", "merged", "base"):
+        if link.ends and not {trained.eos, trained.form and trained.form.ends} & {*link.ends}:
+            yield Observation(
+                f"the end token is {trained.eos} in {trained.where}, and the generation_config.json beside "
+                f"{link.where} ends at {', '.join(link.ends)}: generate() of transformers goes on after {trained.eos}",
+                {"trained": trained.eos, "served": list(link.ends)},
             )
     for link in _of(links, "modelfile"):
         form = link.form
@@ -158,47 +185,55 @@ def _other_end(links: Links) -> Iterator[Observation]:
 def _other_system(links: Links) -> Iterator[Observation]:
     """another system prompt than in training
 
-    the training recipe states a system prompt, and what serves or exports the model states another or none
+    the training recipe states a system prompt, and what serves or exports the model states another or none; or all rows
+    begin with one system text, and a Modelfile states another
 
     Why: The adapter's behaviour is learnt beside the system text that all its rows had.
-    Scope: default_system (LLaMA-Factory), system (ms-swift), SYSTEM (Modelfile); rows may have one of their own
+    Scope: default_system (LLaMA-Factory), system (ms-swift), default_system_message (Axolotl), the first rows of
+        --data, SYSTEM (Modelfile); rows may have one of their own
     Action: state the same system prompt
     Verify: answers with and without it
     """
-    trained = next((link for link in _of(links, "recipe") if link.system), None)
+    trained = next((link for link in _of(links, "recipe", "rows") if link.system), None)
     if trained is None:
-        raise Unknown("no recipe states a system prompt")
+        raise Unknown("no recipe states a system prompt, and no rows have one text of it")
     for link in _of(links, "export", "modelfile", "server"):
-        if link.kind != "server" or link.program not in {"server", "Unsloth"}:
+        is_told = link.kind != "server" or link.program not in {"server", "Unsloth"}
+        # Beside rows, a client may send what a file does not state
+        if link.system != trained.system and (link.system if trained.kind == "rows" else is_told):
             what = "none" if not link.system else f"{link.system[:60]!r}"
-            if link.system != trained.system:
-                yield Observation(
-                    f"the system prompt is {str(trained.system)[:60]!r} in {trained.where}, and {what} in {link.where}",
-                    {"trained": trained.where, "served": link.where},
-                )
+            yield Observation(
+                f"the system prompt is {str(trained.system)[:60]!r} in {trained.where}, and {what} in {link.where}",
+                {"trained": trained.where, "served": link.where},
+            )
 
 
 @PromptRule("PRM505", severity="warning", confidence=0.75)
 def _bos_twice(links: Links) -> Iterator[Observation]:
     """BOS is written by the template and by the tokenizer
 
-    a Modelfile's TEMPLATE begins with the BOS token, and the tokenizer adds one itself
+    a Modelfile's TEMPLATE begins with the BOS token, or a script gives the text of a chat template that writes it to
+    the tokenizer, without add_special_tokens=False; and the tokenizer adds one itself
 
-    Why: Generation then begins with two: a context that training did not have.
-    Scope: tokenizers that state add_bos_token, which llama.cpp takes over into the GGUF
-    Action: leave the BOS token out of TEMPLATE
-    Verify: llama.cpp warns that the prompt begins with 2 BOS tokens
+    Why: Each text then begins with two: a context that one side of training and serving does not have.
+    Scope: tokenizers whose add_bos_token or tokenizer.json says so; scripts in which a tokenizer is called on what its
+        own apply_chat_template(tokenize=False) returned
+    Action: leave the BOS token out of TEMPLATE; add_special_tokens=False in the script
+    Verify: llama.cpp warns that the prompt begins with 2 BOS tokens; the first two input_ids of a row
     Seen: https://github.com/unslothai/unsloth/pull/10312 -- rendered prompts carry two BOS tokens
     """
     known = [link for link in _of(links, "tokenizer", "merged", "base") if link.bos and link.adds_bos is not None]
     if not known:
         raise Unknown("no tokenizer states whether it adds a BOS token")
-    for link in _of(links, "modelfile"):
-        bos = known[0].bos or ""
-        if known[0].adds_bos and (link.template or "").lstrip().startswith(bos):
+    own = known[0]
+    bos, adds = own.bos or "", f"{own.where} adds it ({own.adds_bos})"
+    for link in links if own.adds_bos else ():
+        if link.kind == "modelfile" and (link.template or "").lstrip().startswith(bos):
+            yield Observation(f"the TEMPLATE of {link.where} begins with {bos}, and {adds}", {"token": bos})
+        if link.encodes and any(word in (own.template or "") for word in (bos, "bos_token")):
             yield Observation(
-                f"the TEMPLATE of {link.where} begins with {bos}, and {known[0].where} adds it (add_bos_token)",
-                {"token": bos},
+                f"{link.where} calls {link.encodes} on what the chat template wrote, {bos} first, and {adds}",
+                {"token": bos, "call": link.encodes},
             )
 
 
@@ -228,6 +263,32 @@ def _other_answers(links: Links) -> Iterator[Observation]:
             )
 
 
+@PromptRule("PRM507", severity="warning", confidence=0.85)
+def _other_calls(links: Links) -> Iterator[Observation]:
+    """calls of tools in a form that the server's parser does not look for
+
+    the template that is served writes calls behind one mark, and --tool-call-parser looks for another
+
+    Why: No call is found: it stays in the answer as text, and tool_calls is empty.
+    Scope: parsers of vLLM and SGLang that look for one mark, in commands beside the run or --server-flags
+    Action: take the parser of the form that the template writes
+    Verify: an answer that calls a tool has tool_calls
+    Seen: https://github.com/vllm-project/vllm/issues/17161 -- the call stayed in content, until the parser was hermes
+    """
+    servers = [link for link in _of(links, "server") if link.parser]
+    if not servers:
+        raise Unknown("no command of a server names a parser of calls")
+    for link in servers:
+        written = next((one for one in (link, *_of(links, "merged", "tokenizer", "base")) if one.template), None)
+        marks = written and calls_in(written.template or "", link.parser)
+        if written and marks and not link.name:
+            yield Observation(
+                f"the template of {written.template_in or written.where} writes calls of tools behind {marks[0]}, and "
+                f"the parser {link.parser} ({link.where}) looks for {marks[1]}: no call is found",
+                {"written": marks[0], "sought": marks[1], "parser": link.parser},
+            )
+
+
 PROMPT_RULES: Final[tuple[Rule[Links], ...]] = (
     _no_template,
     _other_form,
@@ -235,4 +296,5 @@ PROMPT_RULES: Final[tuple[Rule[Links], ...]] = (
     _other_system,
     _bos_twice,
     _other_answers,
+    _other_calls,
 )

@@ -16,7 +16,6 @@ from gradience.schema import Json
 
 _CLASSIFIES: Final = frozenset({"SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS"})
 _VALUE_HEADS: Final = ("value_head.safetensors", "value_head.bin", "v_head.safetensors", "v_head.bin")
-_OPTIMIZERS: Final = ("optimizer.pt", "optimizer.bin", "optimizer.safetensors", "pytorch_model_fsdp")
 
 
 def _words(value: Json) -> list[str]:

@@ -182,14 +182,15 @@ def _unmatched_expression(facts: Facts, family: Family, targets: str) -> Iterato
             )
         return
     words = re.findall(r"[A-Za-z_]\w{2,}", targets)
-    slip = next((f"; did you mean {near}?" for word in words if (near := _slip(word, family))), "")
+    known = family.leaves | family.blocks
+    slip = next((f"; did you mean {near}?" for word in words if word not in known and (near := meant(word, known))), "")
     all_of_it = ". An expression has to match the whole name" if "." not in targets else ""
     yield Observation(
         f"{targets} matches no module of the {family.name} family: PEFT refuses to start{slip}{all_of_it}",
         {"target_modules": targets, "family": family.name},
         severity="error",
         confidence=0.7,
-        action=f"the name of a module there: {_example(family)}",
+        action=f"the name of a module there: {next(path for path in family.paths if '*' in path).replace('*', '0')}",
     )
 
 
@@ -197,14 +198,6 @@ def _root(name: str) -> str:
     """The name up to its first number, which is the layer that a module is in; else the name."""
     numbered = _FIRST_LAYER.match(name)
     return numbered[0] if numbered else name
-
-
-def _slip(word: str, family: Family) -> str | None:
-    return None if word in family.leaves | family.blocks else meant(word, family.leaves | family.blocks)
-
-
-def _example(family: Family) -> str:
-    return next(path for path in family.paths if "*" in path).replace("*", "0")
 
 
 @LoraRule(

@@ -72,7 +72,7 @@ class Reading(_Row, frozen=True):
     """What was read of an engine in one place: of features what becomes of them, and how."""
 
     engine: Engine
-    """The engine, or `each`."""
+    """The engines, with a space between, or `each`."""
     source: Source
     features: dict[Feature, tuple[Effect, str]]
     only: frozenset[str] = frozenset()
@@ -247,7 +247,7 @@ FEATURES: Final = _TABLE.features
 FACTS: Final = tuple(
     ServeFact(msgspec.structs.replace(row, engine=engine), feature, effect, says)
     for row in _TABLE.facts
-    for engine in (ENGINES if row.engine == "each" else [row.engine])
+    for engine in (ENGINES if row.engine == "each" else row.engine.split())
     for feature, (effect, says) in row.features.items()
 )
 _FACTORS: Final = ("language", "tower", "experts", "expert_parameters", "embedding", "head", "tied_head")
@@ -274,6 +274,7 @@ _ASKED: Final[dict[Feature, Callable[[Facts], bool]]] = {
     "experts": lambda facts: _adapts_experts(facts.config),
     "expert_parameters": lambda facts: bool(_stated(facts.config.lora, "target_parameters")),
     "expert_scale": lambda facts: bool(facts.config.lora.use_rslora) and shows("experts", facts),
+    "unreached": lambda facts: facts.around.coverage is not None and not facts.around.coverage.modules,
     "start": lambda facts: start_of(facts.config.lora.init).changes_base,
     "absent": lambda facts: bool(facts.around.absent),
     "any": lambda _: True,
@@ -686,10 +687,10 @@ def _which(here: Sequence[str], modules: Sequence[str]) -> str:
 def base_unknown(name: str, facts: Facts) -> str:
     """Why nothing is told of an engine that takes some types of bases, where that of the base is not known."""
     types, (engine, version) = base_types(facts), _versioned(name)
-    of_bases = (fact for fact in FACTS if fact.feature in _BASES and fact.row.engine == engine)
-    for fact in of_bases:
-        if fact.row.holds_in(version) and (not types or (types - fact.row.only and types & fact.row.only)):
-            return f"the base's type is not known here (--base): {fact.says}"
+    some = (one.row for one in FACTS if one.feature in _BASES and one.effect != "unknown" and one.row.engine == engine)
+    for row in some:
+        if row.holds_in(version) and (not types or (types - row.only and types & row.only)):
+            return f"the base's type is not known here (--base), and it takes some alone ({row.source.url})"
     return ""
 
 

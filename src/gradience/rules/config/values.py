@@ -96,7 +96,8 @@ def _value_out_of_range(facts: Facts) -> Iterator[Observation]:
         else:
             yield from _judged(item.name, value, item.range)
     yield from _patterns(facts)
-    yield from _betas(facts)
+    for index, beta in enumerate(facts.config.optimizer.betas or [], start=1):
+        yield from _judged(f"adam beta{index}", beta, _BELOW_ONE)
     if missing:
         raise Unknown(f"not given, so not checked: {', '.join(missing)}")
 
@@ -119,11 +120,6 @@ def _patterns(facts: Facts) -> Iterator[Observation]:
         yield from _judged(f"rank_pattern[{pattern}]", rank, _COUNT)
     for pattern, alpha in (facts.config.lora.alpha_pattern or {}).items():
         yield from _judged(f"alpha_pattern[{pattern}]", alpha, _ABOVE_ZERO)
-
-
-def _betas(facts: Facts) -> Iterator[Observation]:
-    for index, beta in enumerate(facts.config.optimizer.betas or [], start=1):
-        yield from _judged(f"adam beta{index}", beta, _BELOW_ONE)
 
 
 @ConfigRule(

@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterator
 from typing import Final
 
-from gradience.data import text_of
-from gradience.data.asked import AskedRow, RowTests, row_test
+from gradience.data import question_of, text_of
+from gradience.data.asked import AskedRow, RowTests, row_kinds, row_test
 from gradience.rules import Observation, Threshold, Unknown
 from gradience.rules.data.content import SAME_ANSWER, SLIPS, DataRule, counted, on_rows, seen_in, share, values
 from gradience.schema import Severity
@@ -18,6 +18,14 @@ REFUSING = Threshold("refusing", 0.25, "share of answers", "proposal: sets that 
 FEW_ANSWERED = Threshold("few_answered", 50, "answers", "proposal: fewer are no sample")
 FORM = Threshold("form", 0.9, "share of answers", "proposal: a phrase of all answers is the form of the task")
 BIASED = Threshold("biased", 0.8, "share of pairs", "proposal: length alone then tells the chosen answer in 4 of 5")
+_SCORES: Final = [
+    tuple(form.format(of=of, side=side) for side in ("chosen", "rejected"))
+    for of in ("score", "rating", "reward")
+    for form in ("{of}_{side}", "{side}_{of}", "{side}-{of}")
+]
+_OPTION: Final = re.compile(r"^[ \t]*\(?([A-J])[.):][ \t]+(\S[^\n]*)", re.MULTILINE)
+_SECOND: Final = re.compile(r"\n[ \t]*\(?B[.):]")
+_NAMED: Final = re.compile(r"(?:^|[\s(*])([A-J])[.):]\)?\*{0,2}[ \t]+(\S[^\n]*)\Z")
 _REFUSAL: Final = re.compile(
     r"\s*(?:I['\u2019]?m (?:really |very |so )?sorry|I am (?:really |very |so )?sorry|Sorry, (?:but )?I|I apologi[sz]e|"
     r"As an AI|I (?:cannot|can['\u2019]t|am unable|am not able|won['\u2019]t be able)|I['\u2019]m (?:unable|not able)|"
@@ -138,18 +146,63 @@ def _phrases(data: DataReport) -> Iterator[Observation]:
         )
 
 
-@DataRule("DAT340", severity="warning", confidence=0.85)
+@row_kinds("scored_lower", "choice_differs")
+def _contradicts(row: AskedRow) -> Iterator[str]:
+    """The chosen answer has the lower score; or the answer's letter is that of another option than its text."""
+    scores = [[row.stored.get(name) for name in names] for names in (_SCORES if "chosen" in row.columns else ())]
+    if any(isinstance(one, int | float) and isinstance(other, int | float) and one < other for one, other in scores):
+        yield "scored_lower"
+    listed = row.answers[-1:] if _SECOND.search(row.text) else []
+    named = [hit for answer in listed if (hit := _NAMED.search(answer.rstrip(" .*\n")))]
+    options = _OPTION.findall(question_of(row.columns)) if named else []
+    texts = [text.strip(" .*").casefold() for _, text in options]
+    told = named[0][2].strip(" .*").casefold() if named else ""
+    in_order = "".join(letter for letter, _ in options) == "ABCDEFGHIJ"[: len(options)]
+    if texts.count(told) == 1 and in_order and options[texts.index(told)][0] != named[0][1]:
+        yield "choice_differs"
+
+
+def _of_two_lists(data: DataReport) -> Iterator[Observation]:
+    """The first name that stands beside several labels, each of which has several names."""
+    shared = {label: names for label, names in data.label_names.items() if len(names) > 1}
+    for name in dict.fromkeys(name for names in shared.values() for name in names):
+        rows = {label: names[name] for label, names in shared.items() if name in names}
+        if len(rows) > 1 and min(rows.values()) >= SLIPS.value * data.rows_read:
+            counts = " and ".join(f"{label} ({count:,} rows)" for label, count in rows.items())
+            says = f"{name} stands beside the labels {counts}, which have other names, too: they are of two lists"
+            yield Observation(says, {"name": name, "labels": [*rows]})
+            return
+
+
+@DataRule("DAT340", severity="warning", confidence=0.85, thresholds=(SLIPS,))
 def _conflict(data: DataReport) -> Iterator[Observation]:
-    """contradicting rows
+    """contradictions
 
-    a row has the text of an earlier row and another label, or prefers what that one rejects
+    a row has the text of an earlier row and another label, or prefers what that one rejects; or in {slips} of the rows
+    the chosen answer has a lower score than the rejected one, the letter of the answer is another option's than its
+    text, or a name in label_text or label_name stands beside a label that is not its own elsewhere
 
-    Why: The two rows pull against each other; one label is wrong.
-    Scope: preferences, KTO and classification
-    Action: keep one of the two
+    Why: The two pull against each other, or the row teaches the opposite: one label is wrong.
+    Scope: preferences, KTO and classification; scores in columns such as score_chosen and rejected_rating; options in
+        lines of their own
+    Action: keep one of the two; look where sides or letters were exchanged
     Verify: their text (--set show_rows=true)
+    Seen: https://huggingface.co/datasets/HuggingFaceH4/ultrafeedback_binarized -- score_chosen is the higher score
     Source: arithmetic -- one text with two labels: no answer fits both
     """
+    yield from seen_in(
+        data,
+        data.rows_with("scored_lower"),
+        "choose the answer with the lower score (unless less is better there)",
+        at_least=SLIPS,
+    )
+    yield from _of_two_lists(data)
+    yield from seen_in(
+        data,
+        data.rows_with("choice_differs"),
+        "answer with the letter of one option and the text of another",
+        at_least=SLIPS,
+    )
     rows = data.rows_with("conflict")
     if rows.count:
         says = (
@@ -189,4 +242,4 @@ RULES = (
     _thinks_on,
 )
 
-ROW_TESTS: RowTests = (equal_pair, refusal, thought_open)
+ROW_TESTS: RowTests = (equal_pair, _contradicts, refusal, thought_open)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from gradience.data import question_of, unsaid
-from gradience.data.asked import AskedRow, RowTests, row_test
+from gradience.data.asked import AskedRow, RowTests, row_kinds, row_test
 from gradience.rules import Observation, Rule, Threshold, Unknown, premise
 from gradience.schema import Json, Severity
 from gradience.schema.document import RuleGroup
@@ -43,29 +43,45 @@ _MARKUP: Final = re.compile(r"</?[A-Za-z][^<>\n]{0,200}>|```|\b(?:HTML|XML)\b", 
 _REPLACEMENT: Final = "\ufffd"
 # None, null and n/a may be answers.
 _MISSING: Final = frozenset(
-    {
-        "nan",
-        "NaN",
-        "<NA>",
-        "NaT",
-        "#N/A",
-        "[object Object]",
-        "TODO",
-        "todo",
-        "TBD",
-        "tbd",
-        "FIXME",
-        "[deleted]",
-        "[removed]",
-    }
+    (
+        *(
+            "nan",
+            "NaN",
+            "<NA>",
+            "NaT",
+            "[object Object]",
+            "TODO",
+            "todo",
+            "TBD",
+            "tbd",
+            "FIXME",
+            "[deleted]",
+            "[removed]",
+        ),
+        *("#N/A", "#NAME?", "#REF!", "#VALUE!", "#DIV/0!", "#NUM!"),
+    )
 )
 _FAILURE: Final = re.compile(
-    r"\s*(?:Error code: [45]\d\d\b|(?:HTTP |Error )*[45]\d\d (?:Bad Gateway|Too Many Requests|Service Unavailable"
+    r"\s*(?:Error code: [45]\d\d\b|(?:HTTP |Error:? )*[45]\d\d (?:Bad Gateway|Too Many Requests|Service Unavailable"
     r"|Gateway Time-?out|Internal Server Error)|Internal Server Error\W*\Z|Rate limit (?:reached|exceeded)"
-    r"|(?:The )?(?:request|read) timed out|\{?[\"']error[\"']: ?\{)",
+    r"|(?:The )?(?:request|read) timed out|upstream connect error|\{?[\"']error[\"']: ?\{"
+    r"|(?:I['\u2019]m sorry, )?(?:but )?an internal (?:server )?error (?:has )?occurred)",
     re.IGNORECASE,
 )
 _FAILURE_ASKED: Final = re.compile(r"error|status|http|exception|json|code|fail|server|\b[45]\d\d\b", re.IGNORECASE)
+_ROUNDED: Final = re.compile(r"(?<![\w.])\d\.(\d{1,8})E\+\d\d(?!\w)")
+_LONG_ID: Final = re.compile(r"(?<![\w.,])\d{12,}(?![\w])")
+_ZEROS: Final = re.compile(r"(?<![\w.,:/+-])0+([1-9]\d{2,})(?![\w/-]|[.,:]\d)")
+_CELL_DATE: Final = re.compile(
+    r"\s*(?:\d{1,2}-(?:{0})|(?:{0})-\d\d)\s*\Z".replace("{0}", "Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec")
+)
+_DATE_ASKED: Final = re.compile(r"date|day|when|month|year|datum", re.IGNORECASE)
+_FORM_ASKED: Final = re.compile(r"scientific|notation|exponent|standard form", re.IGNORECASE)
+_FLAT: Final = re.compile(
+    r"^def \w+\([^\n]*\)[^\n:]*:[ \t]*\n(?:return\b|for |while |try:|with |if [^\n]*:|[\w.]+ ?[+-]?= |[\w.]+\(|\"{3})",
+    re.MULTILINE,
+)
+_DIGITS: Final = re.compile(r"\d{3}")
 # A line break in two letters. Before a lower-case letter it may be a command of LaTeX, and between quotes it is code.
 _SPELT_BREAK: Final = re.compile(r"[^\s\\]\\n(?![a-z])")
 _QUOTES: Final = re.compile(r"[`\"']|^\s*[\[{<]")
@@ -193,9 +209,15 @@ def _balance(data: DataReport) -> Iterator[Observation]:
         )
 
 
-@premise("labels are classes")
+@premise("labels are classes, or KTO's")
 def _classified(data: DataReport) -> str | None:
-    return None if data.trainer == "classification" else "the rows are not classified"
+    return None if data.trainer in {"classification", "kto"} else "the rows are not classified"
+
+
+@row_test
+def label_as_text(row: AskedRow) -> bool:
+    """KTO's label is a text; a CSV has nothing else, and is read as truth."""
+    return "completion" in row.spoken and any(isinstance(row.stored.get(name), str) for name in ("label", "kto_tag"))
 
 
 @DataRule(
@@ -207,21 +229,24 @@ def _classified(data: DataReport) -> str | None:
     settings=("num_labels",),
 )
 def _range(data: DataReport) -> Iterator[Observation]:
-    """labels out of range
+    """labels that the loss does not take
 
-    a label is below 0, or not below the number of classes
+    a label is below 0, or not below the number of classes; or KTO's is a text, such as "False"
 
-    Why: Cross entropy raises on the CPU, and ends a CUDA context with an assertion.
-    Scope: classification with whole numbers as labels
-    Action: set num_labels (here: --set num_labels=N), or map the labels to 0 and up
+    Why: Cross entropy raises on the CPU, and ends a CUDA context with an assertion. KTOTrainer sums its labels, and
+        where a program asks whether a text is true, "False" is.
+    Scope: classification with whole numbers as labels; KTO from files other than CSV, where datasets makes truth of it
+    Action: set num_labels (here: --set num_labels=N), or map the labels to 0 and up; for KTO write true and false
     Verify: max(label) < model.config.num_labels
+    Source: trl/trainer/kto_trainer.py:KTOTrainer._prepare_dataset@1.16.0 -- sum(dataset["label"]): a TypeError of texts
     Source: torch/nn/functional.py:cross_entropy@2.13.0 -- raises 'Target out of bounds'
     """
     rows = data.rows_with("label_out_of_range")
     if rows.count:
         what = f"that is not one of 0 to {data.num_labels - 1}" if data.num_labels else "below 0"
         yield on_rows(data, rows, f"have a label {what}", num_labels=data.num_labels)
-    elif data.num_labels is None:
+    yield from seen_in(data, data.rows_with("label_as_text"), 'have a text as KTO\'s label: "False" is true, too')
+    if data.trainer == "classification" and not rows.count and data.num_labels is None:
         raise Unknown("the number of classes is not known (--set num_labels=N, or --base with its config.json)")
 
 
@@ -432,6 +457,31 @@ def control_characters(row: AskedRow) -> bool:
     return _CONTROLS.search(row.text) is not None and not is_mojibake(row.text)
 
 
+@row_kinds("cell_changed", "code_flat")
+def _changed(row: AskedRow) -> Iterator[str]:
+    """An answer has a number or date as a spreadsheet changes it; or functions of Python whose body is not indented."""
+    answer = next(iter(row.answers[-1:]), "")
+    if "def " in answer and _FLAT.search(answer):
+        yield "code_flat"
+    is_date = "-" in answer[:8] and _CELL_DATE.match(answer)
+    if not is_date and "E+" not in answer and not _DIGITS.search(answer):
+        return
+    asked = question_of(row.columns)
+    rounded = [(hit[0], len(hit[1])) for hit in _ROUNDED.finditer(answer)]
+    known = _LONG_ID.findall(asked) if rounded else []
+    lost = (hit for hit in _ZEROS.finditer(asked) if hit[0] not in answer) if "0" in asked else ()
+    if (
+        (is_date and answer.strip() not in asked and not _DATE_ASKED.search(asked))
+        or (
+            known
+            and any(f"{int(one):.{places}E}" == text for text, places in rounded for one in known)
+            and not _FORM_ASKED.search(asked)
+        )
+        or any(re.search(rf"(?<![\d.,]){hit[1]}(?![\d.,]\d|\d)", answer) for hit in lost)
+    ):
+        yield "cell_changed"
+
+
 @row_test
 def unseen_characters(row: AskedRow) -> bool:
     """The text begins with a byte order mark, or has characters without width within words."""
@@ -449,7 +499,8 @@ def _broken(data: DataReport) -> Iterator[Observation]:
 
     a row holds U+FFFD, or UTF-8 decoded as Latin-1, from {slips} of the rows: warning; or {slips} of them hold
     characters as HTML escapes them, such as &quot;, and neither tags nor code; line breaks as two letters, and no
-    other; control characters; or characters without width within words, or a byte order mark: info
+    other; control characters; numbers or dates as a spreadsheet changes them; or functions of Python without indents;
+    or characters without width within words, or a byte order mark: info
 
     Why: The model learns the broken spelling.
     Scope: rows of text
@@ -461,6 +512,8 @@ def _broken(data: DataReport) -> Iterator[Observation]:
     Seen: https://github.com/LibreTranslate/LibreTranslate/issues/203 -- a model writes entities, for the texts that it
         was trained on do
     Seen: https://github.com/HKUDS/LightRAG/pull/3238 -- the backslash of LaTeX in JSON, read as a form feed
+    Seen: https://genomebiology.biomedcentral.com/articles/10.1186/s13059-016-1044-7 -- spreadsheets change names to
+        dates in a fifth of papers' tables
     Seen: https://github.com/Tatoeba/tatoeba2/issues/643 -- byte order marks and spaces without width in sentences
     Source: Unicode 16, U+FFFD -- stands for what could not be decoded
     """
@@ -479,6 +532,12 @@ def _broken(data: DataReport) -> Iterator[Observation]:
             r"hold control characters, as an unescaped \frac or a wrong decoding leaves",
             "warning",
         ),
+        (
+            data.rows_with("cell_changed"),
+            "hold a number or date as a spreadsheet changes it (5.6E+13, 1-Mar, lost zeros)",
+            "warning",
+        ),
+        (data.rows_with("code_flat"), "hold functions of Python whose body is not indented", "warning"),
         (data.rows_with("unseen_characters"), "hold a byte order mark, or characters without width in words", "info"),
     )
     for rows, says, severity in severities:
@@ -570,4 +629,6 @@ ROW_TESTS: RowTests = (
     break_spelt,
     control_characters,
     unseen_characters,
+    _changed,
+    label_as_text,
 )

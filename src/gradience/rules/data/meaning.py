@@ -36,7 +36,12 @@ KNOWN_WORDS = Threshold("known_words", 30, "words", "proposal: fewer are no samp
 CUT_LENGTH = Threshold(
     "cut_length", 100, "characters", "proposal: shorter texts are of one length by their form, as dates and codes are"
 )
+CELL = Threshold("cell", 32_767, "characters", "Excel specifications and limits: what a cell holds")
 CUT_SHARE = Threshold("cut_share", 0.2, "of such answers", "public sets with 20 such answers and more: at most 0.05")
+_SAID: Final = frozenset({"prompt", "completion", "chosen"})
+_GIVEN: Final = ("solution", "answer", "ground_truth")  # references that no prompt states as the aim
+_NUMBER: Final = re.compile(r"-?\d+(?:\.\d+)?")
+_TRANSFERS: Final = re.compile(r"translat|\u00fcbersetz|traduis|traduc|summari[sz]|zusammenfass", re.IGNORECASE)
 _QUOTED: Final = 4  # words of an answer from which its standing in the question is no chance
 _PASTED: Final = 60  # characters that all turns of a user begin with, from which they are no greeting
 _SENTENCES: Final = 3  # ends of sentences within an answer
@@ -96,26 +101,35 @@ def _secrets(data: DataReport) -> Iterator[Observation]:
     return seen_in(data, data.rows_with("secret"), "hold what has the shape of a key or a token")
 
 
-@row_test
-def answer_in_question(row: AskedRow) -> bool:
-    """The whole last answer, of four words and more, stands in what was asked."""
-    answer = next(iter(row.answers[-1:] if "messages" in row.spoken else row.answers), "").strip()
-    if len(answer.split()) < _QUOTED:
-        return False
-    prompt = row.spoken.get("prompt")
+@row_kinds("answer_in_question", "source_copied")
+def _given_away(row: AskedRow) -> Iterator[str]:
+    """The whole last answer, of four words and more, stands in what was asked, and is half of a text to translate.
+
+    Where a reward knows the answer, that one is looked for; a number, at the end of the numbers.
+    """
+    references = [row.stored[name] for name in _GIVEN if name in row.stored] if "completion" not in row.spoken else []
+    answers = (row.answers[-1:] if "messages" in row.spoken else row.answers) or [str(one) for one in references]
+    answer, prompt = next(iter(answers), "").strip(), row.spoken.get("prompt")
     asked = [prompt] if isinstance(prompt, str) else [content_of(one) for one in row.turns if one.get("role") == "user"]
-    return any(answer in one for one in asked)
+    if len(answer.split()) < _QUOTED:
+        if not row.answers and _NUMBER.fullmatch(answer) and _NUMBER.findall("".join(asked[-1:]))[-1:] == [answer]:
+            yield "answer_in_question"
+    elif any(answer in one for one in asked):
+        yield "answer_in_question"
+        if 2 * len(answer) >= len(asked[-1]) and _TRANSFERS.search(" ".join([*row.contents, *asked])):
+            yield "source_copied"
 
 
-@DataRule("DAT368", severity="warning", confidence=0.7, thresholds=(HALF, MAJORITY))
+@DataRule("DAT368", severity="warning", confidence=0.7, thresholds=(HALF, SOME, MAJORITY))
 def _leaks(data: DataReport) -> Iterator[Observation]:
     """the answer stands in the question
 
-    in {half} of the rows the whole answer stands in the question, or in {majority} the name of the row's class and of
-    no other stands in the text
+    in {half} of the rows the whole answer stands in the question, in {some} it is the text to be translated or
+    summed up, or in {majority} the name of the row's class and of no other stands in the text
 
     Why: The model learns to copy; where nothing is given to copy it has learnt nothing.
-    Scope: answers of four words and more, letter for letter; classes that are named by words
+    Scope: answers of four words and more, letter for letter; of GRPO's solution, answer or ground_truth a number, too,
+        if it is the last one of the question; classes that are named by words
     Action: look whether the answer was meant to be given; right is it where the task is to quote
     Verify: the text of these rows (--set show_rows=true)
     Seen: https://github.com/jiacheng-ye/ZeroGen/issues/2 -- the name of the class in the prompt
@@ -124,16 +138,19 @@ def _leaks(data: DataReport) -> Iterator[Observation]:
     of = data.rows_read
     for rows, limit, says in (
         (data.rows_with("answer_in_question"), HALF, "the whole answer stands in the question"),
+        (data.rows_with("source_copied"), SOME, "the answer is the text that it should translate or sum up"),
         (data.rows_with("label_in_text"), MAJORITY, "the text names the row's own class and no other"),
     ):
         if rows.count and share(rows, of) >= limit.value:
             yield Observation(f"in {counted(rows, of)} {says}", values(rows, of))
+            break
 
 
 @row_test
 def no_reference(row: AskedRow) -> bool:
     """A column that a reward compares with is empty."""
-    return "unreferenced" in row.columns
+    stored = row.stored if row.spoken.keys() & _SAID == {"prompt"} else {}
+    return any(stored[name] in (None, "", []) or str(stored[name]).isspace() for name in REFERENCES & stored.keys())
 
 
 @premise("rewards compare with a column")
@@ -359,7 +376,7 @@ def _leavings(data: DataReport) -> Iterator[Observation]:
     Scope: formats with answers; control tokens such as </s> are for DAT328 and DAT329
     Action: cut it off before training
     Verify: their text (--set show_rows=true)
-    Source: trl/data_utils.py:apply_chat_template@1.16.0 -- the template marks whose turn it is, and where it ends
+    Seen: https://github.com/karpathy/llama2.c/issues/404 -- the answer goes on with a line of ### Human
     Source: definition -- what begins, ends or dates a turn is no part of what was said
     """
     for rows, says in (
@@ -448,7 +465,10 @@ def _unreadable_values(data: DataReport) -> Iterator[Observation]:
 @row_test
 def header(row: AskedRow) -> bool:
     """Each of several columns holds its own name."""
-    return "names" in row.columns
+    return len(row.stored) > 1 and all(
+        isinstance(value, str) and len(value) <= 2 * len(name) and value.strip().casefold() == name.strip().casefold()
+        for name, value in row.stored.items()
+    )
 
 
 @DataRule("DAT382", severity="warning", confidence=0.95)
@@ -506,7 +526,7 @@ def placeholder_left(row: AskedRow) -> bool:
     """The question has a name in braces that its answer has not, and speaks of nothing that is written with braces."""
     question = question_of(row.columns)
     left = _PLACEHOLDER.findall(question) if "{" in question and row.answers else []
-    asked = _TEMPLATE_ASKED.search(question) or _CODE_ASKED.search(question)
+    asked = left and (_TEMPLATE_ASKED.search(question) or _CODE_ASKED.search(question))
     return bool(left and not asked and not any(one in answer for one in left for answer in row.answers))
 
 
@@ -521,7 +541,8 @@ def _unfilled(data: DataReport) -> Iterator[Observation]:
     Scope: questions that speak neither of code nor of templates, formats and the like
     Action: fill in the pattern, by str.format or an f-string
     Verify: the text of these rows (--set show_rows=true)
-    Source: arithmetic -- questions that should differ are one and the same text
+    Seen: https://github.com/transformerlab/transformerlab-app/issues/505 -- rows of {{messages}} that was not filled
+        in: the model answers with braces
     """
     left = data.rows_with("placeholder_left")
     return seen_in(data, left, "ask with a name in braces that nothing was put in place of", at_least=SOME)
@@ -531,8 +552,9 @@ def _unfilled(data: DataReport) -> Iterator[Observation]:
 def _other_rows(data: DataReport) -> Iterator[Observation]:
     """answers of other rows
 
-    of the words that stand in one question and in one answer only, at least {known_words}, fewer than {some} join a
-    question and an answer of one row; a warning unless more than {half} of them stand equally many rows apart
+    of the words of answers that at most 4 questions and 4 answers have, at least {known_words}, fewer than {some} stand
+    in the question of their row, in all rows or from one row to another; a warning unless more than {half} of them
+    stand equally many rows apart
 
     Why: Questions and answers were sorted or joined apart: the model learns to answer something else.
     Scope: words of four letters and more in the last question and its answer, at most 5000 rows drawn from all
@@ -543,8 +565,12 @@ def _other_rows(data: DataReport) -> Iterator[Observation]:
     """
     paired = data.paired
     if paired.words < KNOWN_WORDS.value:
-        raise Unknown(f"{paired.words} words stand in one question and one answer, under {KNOWN_WORDS.value:g}")
-    if paired.own < SOME.value * paired.words:
+        raise Unknown(
+            f"{paired.words} words of answers stand in few questions and few answers, under {KNOWN_WORDS.value:g}"
+        )
+    if paired.own >= SOME.value * paired.words:
+        paired = data.shifted
+    if paired.words >= KNOWN_WORDS.value and paired.own < SOME.value * paired.words:
         shifted = paired.at_offset > HALF.value * paired.words
         far = f"{abs(paired.offset):,} row{'s' if abs(paired.offset) > 1 else ''}"
         says = (
@@ -552,30 +578,33 @@ def _other_rows(data: DataReport) -> Iterator[Observation]:
             if shifted
             else "the answers are those of other rows, unless an answer should have no word of its question"
         )
+        where = f", from row {paired.rows[0]:,} to row {paired.rows[1]:,}" if paired.rows else ""
         yield Observation(
-            f"of {paired.words:,} words that stand in one question and in one answer only, {paired.own:,} have both in "
-            f"one row: {says}",
+            f"of {paired.words:,} words of answers{where}, which few questions and few answers have, {paired.own:,} "
+            f"stand in the question of their row: {says}",
             {"words": paired.words, "own": paired.own, "offset": paired.offset, "at_offset": paired.at_offset},
             severity=None if shifted else "warning",
         )
 
 
-@DataRule("DAT380", severity="warning", confidence=0.75, thresholds=(CUT_LENGTH, SOME, FEW_LABELS, MAJORITY))
+@DataRule("DAT380", severity="warning", confidence=0.75, thresholds=(CUT_LENGTH, CELL, SOME, FEW_LABELS, MAJORITY))
 def _one_length(data: DataReport) -> Iterator[Observation]:
     """texts cut at one length
 
     {some} of the questions or answers, at least {few_labels}, are of one length, {cut_length} characters or more; none
-    is longer, and {majority} of these are of words and end with a letter, a comma or a blank
+    is longer, and {majority} of these are of words and end with a letter, a comma or a blank; of {cell} characters, a
+    cell's most, one text is enough
 
     Why: A text was cut by a count of characters: the model learns to stop in the midst of a sentence, or to answer half
         a question.
     Scope: the last question and its answer, texts of one pattern once, at most 5000 rows drawn from all
     Action: take the whole texts, and leave out what is too long
     Verify: the end of the longest ones
+    Source: Excel specifications and limits -- a cell holds 32 767 characters
     Source: arithmetic -- of texts that nobody cut few share their greatest length
     """
     for longest, what in ((data.longest_questions, "questions"), (data.longest_answers, "answers")):
-        many = longest.texts >= max(SOME.value * longest.of, FEW_LABELS.value)
+        many = longest.texts >= max(SOME.value * longest.of, FEW_LABELS.value) or longest.characters == CELL.value
         if many and longest.characters >= CUT_LENGTH.value and longest.unended >= MAJORITY.value * longest.texts:
             yield Observation(
                 f"of {longest.of:,} {what} {longest.texts:,} that differ have {longest.characters:,} characters, none "
@@ -606,7 +635,7 @@ RULES = (
 
 ROW_TESTS: RowTests = (
     secret,
-    answer_in_question,
+    _given_away,
     no_reference,
     image_as_text,
     call_unparsed,

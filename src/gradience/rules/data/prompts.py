@@ -214,7 +214,7 @@ def _unread_limit(data: DataReport) -> Iterator[Observation]:
     Scope: TRL's trainers since max_seq_length was renamed; Axolotl, LLaMA-Factory and MLX-LM have names of their own
     Action: state max_length beside it
     Verify: trainer.args.max_length, and the longest row of a batch
-    Seen: https://github.com/unslothai/unsloth/issues/2904 -- max_seq_length 4096, and rows are cut at 1024 tokens
+    Seen: https://github.com/unslothai/unsloth/issues/2904 -- max_seq_length 15000, and rows are cut at 1024 tokens
     Source: trl/trainer/sft_config.py:SFTConfig@1.16.0 -- has max_length, of 1024, and no max_seq_length
     """
     rows = data.rows_with("over_default")

@@ -161,6 +161,8 @@ def _end(data: DataReport) -> Iterator[Observation]:
         raise Unknown("the tokenizer has no end token")
     if not data.whole_rows:
         raise Unknown("no supervised answer is complete")
+    if share(data.rows_with("labels_differ"), data.rows_read) >= HALF.value:
+        raise Unknown("the labels are not the tokens (see DAT347)")
     supervised, whole = data.rows_with("end_supervised"), data.whole_rows
     if share(supervised, whole) >= HALF.value:
         return

@@ -115,8 +115,11 @@ def _ids(data: DataReport) -> Iterator[Observation]:
 
 @row_test
 def padding_supervised(row: AskedRow) -> bool:
-    """The row ends in padding that is in the loss."""
+    """The row ends in padding that is in the loss, or labels tokens that its attention mask hides."""
     ids, labels = _given_of(row)
+    mask: list[int] | None = row.stored.get("attention_mask") if "labels" in row.columns else None
+    if isinstance(mask, list) and len(mask) == len(labels):
+        return sum(seen == 0 and label != _IGNORED for seen, label in zip(mask, labels, strict=True)) >= _PADDED
     pad = row.vocabulary.pad
     return pad is not None and ids[-_PADDED:] == labels[-_PADDED:] == [pad] * _PADDED
 
@@ -132,16 +135,17 @@ def padding_supervised(row: AskedRow) -> bool:
 def _padding_supervised(data: DataReport) -> Iterator[Observation]:
     """padding in the loss
 
-    {slips} of the rows end in two padding tokens or more whose labels are in the loss
+    {slips} of the rows end in two padding tokens or more whose labels are in the loss, or label as many tokens that
+    their attention_mask hides
 
     Why: The model learns to write padding, and the mean of the loss is taken over it.
-    Scope: input_ids; tokenizers whose padding token does not end generation
+    Scope: input_ids; tokenizers whose padding token does not end generation, or rows with attention_mask and labels
     Action: set the labels of padding to -100, or leave padding to the collator
     Verify: the labels at the end of these rows
     Seen: https://github.com/01-ai/Yi/issues/110 -- padding is not masked, and is learnt
     Source: definition -- the tokenizer's padding token
     """
-    return seen_in(data, data.rows_with("padding_supervised"), "end in padding that is in the loss", at_least=SLIPS)
+    return seen_in(data, data.rows_with("padding_supervised"), "have padding in the loss", at_least=SLIPS)
 
 
 @row_test

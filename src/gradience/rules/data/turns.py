@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import pairwise
 from typing import Final
 
@@ -254,14 +255,20 @@ def _inverted(data: DataReport) -> Iterator[Observation]:
         yield on_rows(data, rows, says, severity="warning")
 
 
-@row_kinds("call_unanswered", "result_uncalled", "arguments_broken", "arguments_text", "arguments_object")
+@row_kinds(
+    *("call_unanswered", "result_uncalled", "call_unlisted"),
+    *("arguments_broken", "arguments_text", "arguments_object"),
+)
 def _of_calls(row: AskedRow) -> Iterator[str]:
-    """A call without its result, a result without a call, and how arguments are written."""
+    """A call without its result, a result without a call, one of no listed tool, and how arguments are written."""
     turns = row.turns
     if not any(turn.get("tool_calls") or turn.get("role") in _TOOLS for turn in turns):
         return
     before: Turn = {}
     signs = set[str]()
+    listed, called = _listed(row.spoken.get("tools")), {name for turn in turns for name in _called(turn)}
+    if listed and not called <= listed:
+        signs.add("call_unlisted")
     for turn, after in zip(turns, [*turns[1:], None], strict=True):
         if turn.get("tool_calls") and after is not None and after.get("role") not in _TOOLS:
             signs.add("call_unanswered")
@@ -282,12 +289,31 @@ def _may_be_answered(turn: Turn) -> bool:
 
 def _arguments_of(turn: Turn) -> Iterator[str | dict[str, Json]]:
     """Arguments of a turn's calls, as text or as an object."""
-    calls = turn.get("tool_calls")
-    for call in calls if isinstance(calls, list) else ():
-        function = call.get("function", call) if isinstance(call, dict) else None
-        arguments = function.get("arguments") if isinstance(function, dict) else None
-        if isinstance(arguments, str | dict):
+    for function in _functions(turn.get("tool_calls")):
+        if isinstance(arguments := function.get("arguments"), str | dict):
             yield arguments
+
+
+def _called(turn: Turn) -> Iterator[str]:
+    for function in _functions(turn.get("tool_calls")):
+        if isinstance(name := function.get("name"), str):
+            yield name
+
+
+def _functions(calls: Json) -> Iterator[Turn]:
+    """Functions that a list of calls or of tools names, within `function` or not."""
+    for one in calls if isinstance(calls, list) else ():
+        if isinstance(one, dict) and isinstance(function := one.get("function", one), dict):
+            yield function
+
+
+def _listed(tools: Json) -> set[str]:
+    """The names of a row's tools; empty if one of them has none."""
+    with suppress(ValueError, RecursionError):
+        tools = json.loads(tools) if isinstance(tools, str) else tools
+    names = [function.get("name") for function in _functions(tools)]
+    every = isinstance(tools, list) and len(names) == len(tools) and all(isinstance(name, str) for name in names)
+    return {name for name in names if isinstance(name, str)} if every else set()
 
 
 def _is_object(text: Json) -> bool:
@@ -299,13 +325,14 @@ def _is_object(text: Json) -> bool:
 
 @DataRule("DAT336", severity="warning", confidence=0.8, needs=(_spoken,), evidence=_SEEN)
 def _calls(data: DataReport) -> Iterator[Observation]:
-    """calls of tools without results
+    """calls without their tools or results
 
-    a call is not followed by its result, or a result does not follow a call; a last turn may be a call
+    a call is not followed by its result, or a result does not follow a call; a last turn may be a call; or a call names
+    a function that the row's tools do not list
 
-    Why: The model learns to go on without the result that it asked for.
-    Scope: messages with tool_calls
-    Action: add the results as turns of the role tool, or end these rows with the call
+    Why: The model learns to go on without the result that it asked for, or to make up functions.
+    Scope: messages with tool_calls; of tools those rows whose tools are a list of functions with names
+    Action: add the results as turns of the role tool, or end these rows with the call; list what is called
     Verify: the roles of their turns
     Seen: https://github.com/mistralai/client-python/issues/234 -- refused: not the same number of function calls
         and responses
@@ -313,6 +340,7 @@ def _calls(data: DataReport) -> Iterator[Observation]:
     for rows, says in (
         (data.rows_with("call_unanswered"), "hold a call of a tool that its result does not follow"),
         (data.rows_with("result_uncalled"), "hold a result of a tool that no call precedes"),
+        (data.rows_with("call_unlisted"), "call a function that their tools do not list"),
     ):
         if rows.count:
             yield on_rows(data, rows, says)

@@ -240,11 +240,7 @@ def shown(source: PieceSource, symptom: str, marks: frozenset[str]) -> list[Sign
 def _signs(source: PieceSource, symptom: str) -> list[Sign]:
     """The signs of a rule; a symptom that is no finding is a sign of itself."""
     rule = RULES_OF.get(source, {}).get(symptom)
-    return [Sign(symptom)] if rule is None else [_sign(each) for each in rule.signs]
-
-
-def _sign(given: Sign | str) -> Sign:
-    return Sign(given) if isinstance(given, str) else given
+    return [Sign(symptom)] if rule is None else [each if isinstance(each, Sign) else Sign(each) for each in rule.signs]
 
 
 def showing(source: PieceSource, name: str) -> dict[str, Sign]:

@@ -18,7 +18,6 @@ from gradience.schema.events import Throughput
 WAITS = Threshold("waits", 0.3, "of the time of a step", "a judgement: a third of the time could be won")
 FULL = Threshold("full", 0.85, "of the memory there is", "what torch reserved beyond allocated in real runs: 3 to 15 %")
 WINDOWS: Final = 6
-_SURE: Final = 2.0  # standard errors of a slope
 _FAILED: Final = (
     "OutOfMemory",
     "MemoryError",

@@ -215,10 +215,13 @@ def _another_reference(facts: RunFacts) -> Observation | None:
 
     Why: A reward is beta times what policy and reference differ by, and both begin as one model.
     Scope: preference training with a reference that logs both rewards
-    Action: Give the model that the run begins with as reference: with PEFT the base without the adapter is taken.
+    Action: Give the model that the run begins with as reference: with PEFT older versions of TRL take the base
+        without the adapter.
     Verify: The log-probabilities of both models for one pair, before the first step.
-    Seen: https://github.com/huggingface/trl/issues/1340 -- the reference is the base, and training starts from an
-        SFT adapter
+    Seen: https://github.com/huggingface/trl/issues/1340 -- of PPO: the reference is the base, and training starts
+        from an SFT adapter
+    Source: trl/trainer/dpo_trainer.py:DPOTrainer@1.16.0 -- copies the adapter of a PeftModel as reference; of a new
+        adapter the base is it
     """
     if facts.logged & _REFERENCE_FREE:
         raise Unknown("the loss has no reference model")

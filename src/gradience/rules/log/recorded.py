@@ -448,7 +448,7 @@ def _announced(facts: RunFacts) -> Iterator[Observation]:
     Scope: runs whose recorder was given the report of check_data
     Action: check the data with the trainer's own template, loss mode and length limit
     Verify: decode a batch of the trainer
-    Seen: https://github.com/unslothai/unsloth/issues/2904 -- max_seq_length 4096 is ignored: rows are cut at 1024
+    Seen: https://github.com/unslothai/unsloth/issues/2904 -- max_seq_length 15000 is ignored: rows are cut at 1024
     Source: the log -- the counts of the `data` event beside those announced
     """
     announced: Json = (facts.data or {}).get("announced")

@@ -292,15 +292,11 @@ def _scale(facts: RunFacts) -> Observation | None:
     )
 
 
-def _reward_fell_says(v: Values) -> str | None:
-    return f"the reward fell from {shown(v, 'best')} around step {v['best_step']}" if "best" in v else None
-
-
 @_RewardRule(
     "RWD122",
     severity="warning",
     confidence=0.7,
-    phrase=_reward_fell_says,
+    phrase=lambda v: f"the reward fell from {shown(v, 'best')} around step {v['best_step']}" if "best" in v else None,
     signs=(Sign("reward_fell", frozenset({"best"})),),  # one that only fails to rise has no best step
     covers=frozenset({"reward"}),
     thresholds=(
@@ -513,15 +509,11 @@ def _zero_variance(facts: RunFacts) -> Observation | None:
     )
 
 
-def _entropy_says(v: Values) -> str:
-    return f"entropy {v['how']} from {shown(v, 'first', '.3g')} to {shown(v, 'last', '.2g')} nats a token"
-
-
 @_RewardRule(
     "ENT135",
     severity="warning",
     confidence=0.8,
-    phrase=_entropy_says,
+    phrase=lambda v: f"entropy {v['how']} from {shown(v, 'first', '.3g')} to {shown(v, 'last', '.2g')} nats a token",
     thresholds=(COLLAPSED, NARROWED, SPREAD_OUT, RANDOM, FEW_ROWS),
     evidence=(TRIAL,),
 )
@@ -777,15 +769,11 @@ def _late_cut(facts: RunFacts) -> float | None:
     return mean_error(last_part(column.values, _THIRD, 3))[0] if column else None
 
 
-def _cut_off_says(v: Values) -> str:
-    return f"{shown(v, 'share', '.0%')} of the completions are cut off"
-
-
 @_RewardRule(
     "CLP125",
     severity="warning",
     confidence=0.7,
-    phrase=_cut_off_says,
+    phrase=lambda v: f"{shown(v, 'share', '.0%')} of the completions are cut off",
     signs=("cut_completions",),
     thresholds=(CUT_OFF, FEW_ROWS),
     evidence=(TRIAL,),

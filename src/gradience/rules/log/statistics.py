@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from itertools import chain, compress, islice, pairwise
+from itertools import compress, islice, pairwise
 from operator import gt, lt, sub
 from statistics import NormalDist
 from typing import Final, NamedTuple
@@ -132,7 +132,7 @@ class Slope(NamedTuple):
 def theil_sen(values: Sequence[float]) -> Slope:
     """The Theil-Sen slope of a series; for fewer than two values the slope is 0 and the bounds are infinite."""
     n = len(values)
-    slopes = sorted(chain.from_iterable(_slopes(values, apart) for apart in range(1, n)))
+    slopes = sorted((b - a) / apart for apart in range(1, n) for a, b in zip(values, values[apart:], strict=False))
     if not slopes:
         return Slope(0.0, -math.inf, math.inf)
     # The normal quantile times the deviation of Kendall's statistic: the ranks between the bounds
@@ -141,10 +141,6 @@ def theil_sen(values: Sequence[float]) -> Slope:
     return Slope(
         median(slopes), slopes[low] if low >= 0 else -math.inf, slopes[high] if high < len(slopes) else math.inf
     )
-
-
-def _slopes(values: Sequence[float], apart: int) -> list[float]:
-    return [(b - a) / apart for a, b in zip(values, values[apart:], strict=False)]
 
 
 def mann_kendall(values: Sequence[float]) -> float:

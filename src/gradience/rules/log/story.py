@@ -233,16 +233,11 @@ def _passes(facts: RunFacts, covered: frozenset[Topic]) -> Iterator[StoryPart]:
 
 
 def _update(facts: RunFacts) -> Iterator[StoryPart]:
-    used, rank = _energy_rank(facts), audited_rank(facts)
+    used, rank = finite_of((facts.audit or {}).get("energy_rank_90_p50")), audited_rank(facts)
     if used is None or rank is None or not 0 < used <= rank:
         return
     says = f"90 % of the update's energy in {used:g} of {rank} ranks (median module)"
     yield StoryPart(says=says, values={"energy_rank_90_p50": used, "rank": rank})
-
-
-def _energy_rank(facts: RunFacts) -> float | None:
-    """The median over modules of the rank that holds 90 % of the energy, from the log's audit; None if not recorded."""
-    return finite_of((facts.audit or {}).get("energy_rank_90_p50"))
 
 
 def _end(facts: RunFacts, told: list[StoryPart]) -> Iterator[StoryPart]:

@@ -88,7 +88,8 @@ def too_large(report: AuditReport) -> Observation | None:
     Verify: Load the adapter and compare its outputs with the base model's.
     Source: measured, 12 adapters of MiniLM-L6 and 2 of SmolLM2-135M -- ordinary updates have .012 to .044 of the
         base's norm, one whose training diverged 29 times
-    Source: arithmetic -- an update as large as the weights leaves less of them than it adds
+    Seen: https://github.com/Blaizzy/mlx-vlm/issues/841 -- updates scaled by alpha in place of alpha / r: the adapters
+        cannot be used
     """
     base = report.base
     if base is None or base.relative_frobenius is None:
@@ -167,7 +168,7 @@ def _rank_mismatch(report: AuditReport) -> Observation | None:
     Scope: adapters with a config
     Action: Loaders that believe the config will refuse the file or scale it wrongly: correct r or rank_pattern.
     Verify: Load it with PEFT: a shape mismatch says the same.
-    Seen: https://github.com/NVIDIA-NeMo/Automodel/pull/3834 -- the file has rank 4 where the config says 8
+    Seen: https://github.com/ymcui/Chinese-LLaMA-Alpaca/issues/302 -- lora_A of rank 8, and r is 64: a size mismatch
     """
     modules = report.modules
     wrong = [m for m in modules if m.config_r is not None]

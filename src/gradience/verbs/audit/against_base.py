@@ -297,7 +297,6 @@ def _beside(base: _OpenBase, module: Module, measured: ModuleNumbers | None, wei
         update="factors" if module.dense is None else "dense",
         spectral_norm=norms.spectral,
         frobenius_norm=norms.frobenius,
-        update_spectral_norm=real(size),
         update_frobenius_norm=real(frobenius),
         converged=converged and settled,
         held=_held(sums) if _is_plain(module) else None,

@@ -9,9 +9,9 @@ from statistics import fmean, median
 import msgspec
 
 from gradience.adapters import layer_label
-from gradience.adapters.layout import Adapter, Role
+from gradience.adapters.layout import Adapter
 from gradience.rules.weights.ranks import measured, percentile
-from gradience.schema.audit import AuditSummary, GroupSummary, LayerSummary, LedgerEntry, ModuleAudit
+from gradience.schema.audit import AuditSummary, GroupSummary, LayerSummary, LedgerEntry, ModuleAudit, Role
 
 
 def with_shares(modules: list[ModuleAudit]) -> list[ModuleAudit]:

@@ -47,7 +47,6 @@ _HALF: Final = 0.5
 _USED: Final = 0.995  # a utilization that prints as 100 %, of which nothing is wasted
 _OTHERS: Final = frozenset({"full_module", "token_rows", "bias", "not_analysed", "unknown"})
 
-_SHARES: Final = frozenset({"utilization", "udr", "relative_frobenius"})
 _MAPS: Final[dict[Quantity, str]] = {"norm": "How large the update is", "utilization": "How much of the rank it uses"}
 
 _MODULES: Final[Columns[ModuleAudit]] = (

@@ -370,11 +370,6 @@ def _contenders(entries: Sequence[Entry]) -> list[Contender]:
     contenders: dict[str, Contender] = {}
     for entry in entries:
         for one in entry.entrants:
-            params = 0 if one.name == BASE else factor_params(one.folder)
+            params = 0 if one.name == BASE else sum(module.params for module in open_adapter(one.folder)[1].modules)
             contenders.setdefault(one.name, one._replace(params=params))
     return list(contenders.values())
-
-
-def factor_params(adapter: Path) -> int:
-    """The number of parameters of an adapter's factors."""
-    return sum(module.params for module in open_adapter(adapter)[1].modules)

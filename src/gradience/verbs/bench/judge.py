@@ -128,7 +128,7 @@ def _on_task(
         # A share of a negative score is still an allowance
         margin = tolerance.value * own * math.copysign(1.0, score)
     contenders = [c for c in contenders if c.name in task.evaluations]
-    rows = {c.name: _unscored(task, c) for c in contenders}
+    rows = {c.name: _plain(task, c.name, "not_finite" if c.role == "candidate" else "anchor") for c in contenders}
     rows[task.reference] = _plain(task, task.reference, "reference")
     for group in (True, False):  # anchors are judged apart: simultaneous bounds are for candidates
         compared = [
@@ -203,10 +203,6 @@ def _result(
 def _plain(task: Task, name: str, outcome: Outcome) -> BenchResult:
     evaluation = task.evaluations[name]
     return BenchResult(task=task.name, score=real(evaluation.mean), outcome=outcome)
-
-
-def _unscored(task: Task, contender: Contender) -> BenchResult:
-    return _plain(task, contender.name, "not_finite" if contender.role == "candidate" else "anchor")
 
 
 def _is_finite(evaluation: Evaluation) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from importlib.util import find_spec
 from itertools import islice
@@ -13,16 +14,18 @@ from typing import Any, Final, NamedTuple, TypeAlias, Unpack
 import msgspec
 
 from gradience.configs.document import DataPlan, read_data_plan, read_labels
+from gradience.configs.prompts import form_in
 from gradience.configs.settings import Layer
-from gradience.data import Columns, Shape, template_digest
+from gradience.data import Columns, Shape, Unusable, content_of, template_digest
 from gradience.data.encoder import Encoder, Pictures, Trainer
-from gradience.data.formats import recognise
+from gradience.data.formats import conversation, recognise
 from gradience.data.measure import TRL_LENGTH, MeasureSettings, RowCounter, RowCounts
 from gradience.data.overlap import EvalRows
 from gradience.data.programs import prepares
 from gradience.data.rows import Row, RowSource, UnusableRow
 from gradience.data.tokens import Masking, Tokeniser
 from gradience.errors import ConfigError, few
+from gradience.folder.prompts import PromptLink
 from gradience.rules import judge
 from gradience.rules.config import RULES
 from gradience.rules.data import DATA_RULES, ROW_TESTS
@@ -43,6 +46,8 @@ from gradience.verbs.check.run import (
     with_files,
 )
 
+_BEGINNING: Final = 100  # rows that show whether all begin with one system text
+_TURNS: Final = ("messages", "conversations", "prompt")  # columns whose first turn may be a system text
 _PEEK: Final = 20  # first rows among which a usable one must be found to show the format
 _MOST_COLUMNS: Final = 12  # columns that a finding names
 
@@ -402,8 +407,31 @@ def check_data(
     if whole.config != ConfigSnapshot():
         known, by_data = _with_data(whole, report), replace(given, task=given.task or report.trainer)
         checked = judged(known, by_data, unwanted=of_config, around=when_of(whole, given.stated))
-        checked = with_files(checked, given, whole, unwanted)
+        checked = with_files(checked, given, whole, unwanted, rows=_rows(train, plan))
     return _joined(checked, report, unwanted)
+
+
+def _rows(train: Path, plan: DataPlan) -> PromptLink:
+    """What the first rows say of the prompt: the system text that all begin with, and the form of their text."""
+    read = [row[1] for row in islice(RowSource(train).rows(), _BEGINNING) if not isinstance(row, UnusableRow)]
+    texts = {_system_of(plan.naming.standard(columns)) for columns in read}
+    where = f"the first {len(read)} rows of {train.name}"
+    written = [str(columns.get("text") or "") for columns in read]
+    return PromptLink(
+        "rows",
+        where,
+        template=written[0] if len({form_in(text) for text in written}) == 1 < len(read) else None,
+        system=texts.pop() if len(texts) == 1 < len(read) else None,
+    )
+
+
+def _system_of(row: Row) -> str:
+    """The system text of a row; empty if it has none, or is no conversation."""
+    stated, name = row.get("system"), next((name for name in _TURNS if isinstance(row.get(name), list)), "")
+    with suppress(Unusable):
+        turn = {"role": "system", "content": stated} if isinstance(stated, str) else conversation(row, name)[0]
+        stated = content_of(turn) if turn["role"] == "system" else ""
+    return stated.strip() if isinstance(stated, str) else ""
 
 
 def _joined(base: CheckReport, data: DataReport, unwanted: Mapping[str, str]) -> CheckReport:

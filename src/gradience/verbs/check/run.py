@@ -31,8 +31,8 @@ from gradience.configs.values import short_name
 from gradience.errors import AdapterError, ConfigError, GradienceError, MissingBaseError
 from gradience.folder import Documents, open_run
 from gradience.folder.beside import base_of
-from gradience.folder.found import weights_alone
-from gradience.folder.prompts import prompt_links
+from gradience.folder.found import ARCHIVE, weights_alone
+from gradience.folder.prompts import PromptLink, commanded, prompt_links
 from gradience.io import CHECKPOINT_PREFIX
 from gradience.io.reading import real_path
 from gradience.ranges import Positive, VerbOptions, Whole
@@ -52,6 +52,7 @@ from gradience.schema.reports import CHECK_SCHEMA_ID, CheckReport, DataReport, I
 _NOT_CONFIGURATION = {"base", "settings", "data", "eval data", "tokenizer"}
 _OF_CONFIGURATION = frozenset(rule.id for rule in RULES)
 _TWO_ENDS = 2  # what was trained, and what is served
+_STARTS = {"vllm": "vllm serve", "sglang": "sglang serve", "llamacpp": "llama-server"}
 _YAML = frozenset({".yaml", ".yml"})
 _OF_PROMPT = frozenset({"adapter", "config", "training"})  # roles of files beside which the prompt is looked for
 _OF_FILES = frozenset((*(rule.id for rule in FILE_RULES), *(rule.id for rule in PROMPT_RULES)))
@@ -84,8 +85,9 @@ def _settings_of(run: Documents) -> Layer:
     """
     settings = run.settings
     if settings.place.path is None:
-        fault = run.log.fault
-        message = f"{run.found.path}: {run.log.reason}" if fault is None else fault.message
+        fault, archive = run.log.fault, run.found.weights.reason
+        reason = archive if archive.startswith(ARCHIVE) else run.log.reason
+        message = f"{run.found.path}: {reason}" if fault is None else fault.message
         raise ConfigError(message, advice=f"give a folder with {STATE_NAME} or {CONFIG_NAME}")
     return settings.take()
 
@@ -284,13 +286,21 @@ def check_config(
     return with_files(report, given, whole, unwanted)
 
 
-def with_files(report: CheckReport, given: CheckOptions, whole: Layer, unwanted: Mapping[str, str]) -> CheckReport:
+def with_files(
+    report: CheckReport, given: CheckOptions, whole: Layer, unwanted: Mapping[str, str], rows: PromptLink | None = None
+) -> CheckReport:
     """The report with what the rules on the files beside the configuration say: the adapter's, and the prompt."""
     of_files = {rule: reason for rule, reason in unwanted.items() if rule in _OF_FILES}
-    return _with_prompt(_with_adapter(report, given, whole, of_files), given, whole, of_files)
+    known = [] if rows is None or not (rows.system or rows.form) else [rows]
+    for engine in given.serve:
+        command = f"{_STARTS.get(engine.partition('@')[0], '')} {given.server_flags}"
+        known += commanded(command, Path(), f"--serve {engine}")
+    return _with_prompt(_with_adapter(report, given, whole, of_files), given, whole, of_files, known)
 
 
-def _with_prompt(report: CheckReport, given: CheckOptions, whole: Layer, unwanted: Mapping[str, str]) -> CheckReport:
+def _with_prompt(
+    report: CheckReport, given: CheckOptions, whole: Layer, unwanted: Mapping[str, str], known: Iterable[PromptLink]
+) -> CheckReport:
     """The report with what the rules on the prompt say, if two files beside the configuration state something of it."""
     files = [Path(source.path) for source in whole.sources if source.role in _OF_PROMPT]
     places = [path.parent for path in files if path.is_file()]
@@ -298,8 +308,8 @@ def _with_prompt(report: CheckReport, given: CheckOptions, whole: Layer, unwante
         places += [place / whole.output_dir for place in places[:1]]
     base = None if given.base is None else Path(given.base)
     recipes = [path for path in files if path.suffix in _YAML]
-    links = prompt_links(dict.fromkeys(places), recipes=recipes, base=base, held=given.held)
-    if len(links) < _TWO_ENDS:
+    links = prompt_links(dict.fromkeys(places), recipes=recipes, base=base, held=given.held, known=known)
+    if sum(1 + bool(link.hidden or link.ends) for link in links) < _TWO_ENDS:
         return report
     verdict = judge(PROMPT_RULES, links)
     findings, not_run = without(verdict.findings, verdict.not_run, unwanted)

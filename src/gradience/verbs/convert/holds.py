@@ -10,10 +10,11 @@ from typing import Final, Literal, NamedTuple, TypeAlias
 import msgspec
 
 from gradience.adapters import OUTPUTS, TOWER
-from gradience.adapters.layout import PREFIX, Module, Role
+from gradience.adapters.layout import PREFIX, Module
 from gradience.base.weights import ties_head
 from gradience.errors import AdapterError, few
 from gradience.io.reading import own_table
+from gradience.schema.audit import Role
 from gradience.schema.writing import TargetFormat
 from gradience.verbs.convert.source import is_of_pipeline
 from gradience.verbs.convert.updates import Conversion, LayerUpdate, is_embedding, is_router, keeps_dora, kernel_of

@@ -16,7 +16,7 @@ from gradience.errors import GradienceError
 from gradience.folder import Documents
 from gradience.folder.checkpoints import OwnedCheckpoint
 from gradience.folder.found import CheckpointFolder, weights_alone
-from gradience.importers.files import sha256_of
+from gradience.importers.files import same_bytes, sha256_of
 from gradience.io.reading import is_zip, real_path
 from gradience.io.safetensors import read_header
 from gradience.rules import Observation
@@ -257,14 +257,7 @@ def unreadable(folder: Path) -> str:
 def _same_weights(checkpoint: Path, weights: Path, digest_of: Callable[[Path], str]) -> bool:
     """Whether two folders hold the same weights file."""
     pairs = ((checkpoint / name, weights / name) for name in WEIGHT_NAMES)
-    return any(_equal(one, other, digest_of) for one, other in pairs)
-
-
-def _equal(one: Path, other: Path, digest_of: Callable[[Path], str]) -> bool:
-    try:
-        return one.stat().st_size == other.stat().st_size and digest_of(one) == digest_of(other)
-    except OSError:
-        return False
+    return any(same_bytes(one, other, digest_of) for one, other in pairs)
 
 
 def disk_symptoms(

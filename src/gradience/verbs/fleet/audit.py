@@ -31,7 +31,7 @@ from gradience.tables import WorkerResult, encoded
 from gradience.tables.query import FLEET, opened
 from gradience.tables.store import Store, Writer
 from gradience.verbs.audit.options import AuditOptions
-from gradience.verbs.fleet.find import AdapterPlace, find_adapters
+from gradience.verbs.fleet.find import find_adapters
 from gradience.verbs.fleet.records import Known, Source, rows_of, version_of_rules
 from gradience.verbs.fleet.workers import Done, carried_out
 
@@ -84,7 +84,8 @@ def audit_fleet(
     with store.writing() as writer:
         known, rules = known_rows(store), rules_version(base)
         adapters = find_adapters(roots, listed, known=known.keys())
-        plan = plan_of((_job(item, base, rules) for item in adapters), known, rules)
+        beside = None if base is None else os.fspath(base)
+        plan = plan_of((Job(*item, base=beside, rules=rules) for item in adapters), known, rules)
         store.keep_private(Path(job.place) for job in plan.jobs)
         answers = _answers(plan.jobs, min(count, max(1, len(plan.jobs))))
         tally, same = carry_out(writer, plan, answers, crashed, progress)
@@ -112,10 +113,6 @@ def crashed(job: Job) -> bytes:
 
 def _answers(jobs: Sequence[Job], workers: int) -> Iterator[Done[Job]]:
     return carried_out(audit_job, jobs, workers=workers, prepare=prepare_worker) if jobs else iter(())
-
-
-def _job(found: AdapterPlace, base: PathLike | None, rules: str) -> Job:
-    return Job(*found, base=None if base is None else os.fspath(base), rules=rules)
 
 
 def rules_version(base: PathLike | None) -> str:

@@ -462,8 +462,6 @@ def findings_of_plans(plans: Iterable[EnginePlan]) -> Iterator[tuple[str, Findin
     named = [(item.engine, misfit) for item in plans for misfit in item.misfits if misfit.id not in {"", CONVERTED}]
     for engine, misfit in named:
         for one in misfit.adapters:
-            action, values = one.command or misfit.action, {"engine": engine}
-            finding = Finding(
-                id=misfit.id, severity="warning", message=misfit.reason, action=action, values=dict(values)
-            )
+            action, told = one.command or misfit.action, misfit.reason
+            finding = Finding(id=misfit.id, severity="warning", message=told, action=action, values={"engine": engine})
             yield one.path, finding

@@ -15,7 +15,6 @@ from typing import Any, Final, NamedTuple, Unpack
 import msgspec
 import numpy as np
 
-from gradience.adapters.layout import Role
 from gradience.adapters.patterns import Patterns, patterns_of
 from gradience.errors import AdapterError, few
 from gradience.io import PathLike, Progress
@@ -23,6 +22,7 @@ from gradience.io.atomic import scratch_folder
 from gradience.io.safetensors import PlannedTensor, TensorSource, copied
 from gradience.rewriting.sides import Matching, StoredAdapter, described, matched, open_sides, why_not_together
 from gradience.rewriting.writing import STORED, ArraySpool, NewAdapter, destination, provenance_of
+from gradience.schema.audit import Role
 from gradience.schema.merge import MERGE_SCHEMA_ID, MergedModule, MergeReport
 from gradience.verbs.merge.methods import Recipe, recipe_of
 from gradience.verbs.merge.options import MergeKeywords, MergeOptions

@@ -35,7 +35,6 @@ from gradience.verbs.resize.pieces import (
     gates_of,
     ordered,
     pieces_of,
-    predicted_by_module,
     predicted_kl,
     share_left_out,
     shortest,
@@ -118,7 +117,8 @@ def plan_by_outputs(
     cuts = [_cut(subject, pair, effects.pieces[path], kept[path]) for path, pair in running.pairs.items()]
     fields = {} if all(kept.values()) else targets_of([path for path, some in kept.items() if some], running.loaded)
     plan = plan_of(subject, cuts, fields)
-    costs = predicted_by_module(effects.candidates, kept, effects.predictions)
+    # Of each module's cut alone, with all other modules whole
+    costs = {name: predicted_kl({name: one}, kept, effects.predictions) for name, one in effects.candidates.items()}
     rows = [
         msgspec.structs.replace(row, kl_predicted=costs[path])
         for row, path in zip(plan.rows, running.pairs, strict=True)
@@ -140,7 +140,6 @@ def _record(measurement: Measurement, choice: Choice, measured: Divergence, effe
         effect_flips=effect.flips,
         measured_inputs=len(split.measured_on),
         measured_predictions=measured.predictions,
-        measured_digest=digest_of(split.measured_on),
         cut_inputs=split.cut,
         bound_by=choice.bound_by,
     )

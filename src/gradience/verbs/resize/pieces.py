@@ -127,11 +127,6 @@ def predicted_kl(candidates: Mapping[str, RankCandidate], kept: Kept, prediction
     return 0.5 * float(np.sum(left**2)) / max(predictions, 1)
 
 
-def predicted_by_module(candidates: Mapping[str, RankCandidate], kept: Kept, predictions: int) -> dict[str, float]:
-    """The predicted KL divergence of each module's cut alone, with all other modules whole."""
-    return {name: predicted_kl({name: one}, kept, predictions) for name, one in candidates.items()}
-
-
 def first_pieces(order: Order, count: int) -> Kept:
     """The pieces of each module among the first `count` of the order."""
     kept: dict[str, list[int]] = {name: [] for name, _ in order.pieces}

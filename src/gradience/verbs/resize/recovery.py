@@ -76,7 +76,6 @@ def recovered(
         digest=digest_of(split.chosen_by),
         held_inputs=len(split.measured_on),
         held_predictions=int(before.predictions.sum()),
-        held_digest=digest_of(split.measured_on),
         cut_inputs=split.cut,
         effect_kl=float(effect.kl.sum() / effect.predictions.sum()),
         before=apart(before, whole),

@@ -95,7 +95,6 @@ def best_runs(
         best=[_first(group) for group in groups],
         groups=groups,
         not_ranked=_not_ranked(broken, every),
-        known_metrics=known,
     )
 
 
