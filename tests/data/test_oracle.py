@@ -131,6 +131,30 @@ def test_sft_rows_are_those_of_the_trainer(
 
 @pytest.mark.oracle("trl")
 @pytest.mark.parametrize(
+    ("form", "style"), [("preference", "qwen"), ("preference-chat", "llama3"), ("preference-implicit", "qwen")]
+)
+def test_dpo_rows_are_those_of_the_trainer(form: str, style: str, folders: Any, models: Any, tmp_path: Path) -> None:
+    from datasets import Dataset
+    from trl import DPOConfig, DPOTrainer
+
+    some = rows(form, 12)
+    trainer = DPOTrainer(
+        models["lm"],
+        ref_model=copy.deepcopy(models["lm"]),
+        args=arguments(DPOConfig, tmp_path, max_length=LIMIT),
+        train_dataset=Dataset.from_list(some),
+        processing_class=tokenizer(style),
+    )
+    theirs = [side for batch in batches(trainer) for side in sides(batch, batch["completion_mask"])]
+    found = ours(folders[style], some)
+    assert cut([one for one in found if one.prompt < LIMIT], LIMIT, masked=True) == theirs
+    counted = measured(found, folders[style], some, LIMIT)
+    assert counted.tokens.supervised == sum(sum(mask) for _, mask in theirs)
+    assert counted.tokens.kept == sum(len(ids) for ids, _ in theirs)
+
+
+@pytest.mark.oracle("trl")
+@pytest.mark.parametrize(
     ("form", "style"), [("preference", "llama3"), ("preference-chat", "qwen"), ("preference-implicit", "llama3")]
 )
 def test_reward_rows_are_those_of_the_trainer(form: str, style: str, folders: Any, models: Any, tmp_path: Path) -> None:
@@ -150,6 +174,26 @@ def test_reward_rows_are_those_of_the_trainer(form: str, style: str, folders: An
     assert [s.ids for one in kept for s in one.sequences] == theirs
     counted = measured(found, folders[style], some, limit, task="reward")
     assert counted.seen["answer_lost"].count == len(found) - len(kept) > 0
+
+
+@pytest.mark.oracle("trl")
+@pytest.mark.parametrize(("form", "style"), [("kto", "llama3"), ("kto-chat", "qwen")])
+def test_kto_rows_are_those_of_the_trainer(form: str, style: str, folders: Any, models: Any, tmp_path: Path) -> None:
+    from datasets import Dataset
+    from trl import KTOConfig, KTOTrainer
+
+    some = rows(form, 12)
+    trainer = KTOTrainer(
+        models["lm"],
+        ref_model=copy.deepcopy(models["lm"]),
+        args=arguments(KTOConfig, tmp_path, max_length=LIMIT),
+        train_dataset=Dataset.from_list(some),
+        processing_class=tokenizer(style),
+    )
+    data = trainer.train_dataset
+    theirs = [(one["prompt_ids"], one["completion_ids"]) for one in data]
+    found = [one for one in ours(folders[style], some) if one.prompt < LIMIT]
+    assert [(s.ids[: one.prompt], s.ids[one.prompt :]) for one in found for s in one.sequences] == theirs
 
 
 KEPT: list[tuple[str, str, dict[str, Any]]] = [

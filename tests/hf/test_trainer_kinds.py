@@ -54,3 +54,43 @@ def test_plain_training_arguments_say_no_kind(tmp_path):
 
     arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to=[])
     assert "trainer" not in read_training_object(arguments).config.training.extras
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "rows"),
+    [
+        ("trl.experimental.orpo", "ORPO", [{"prompt": "w1 w2 w3", "chosen": " w4 w5 w6", "rejected": " w7 w8 w9"}]),
+        (
+            "trl",
+            "KTO",
+            [
+                {"prompt": "w1 w2 w3", "completion": " w4 w5 w6", "label": True},
+                {"prompt": "w1 w2 w3", "completion": " w7 w8 w9", "label": False},
+            ],
+        ),
+    ],
+    ids=["ORPO", "KTO"],
+)
+def test_a_run_of_preference_training_is_recorded_as_one(
+    module, name, rows, training, callback, log, tokenizer, tmp_path
+):
+    from datasets import Dataset
+
+    trl = pytest.importorskip(module, reason="this TRL has no such trainer")
+    settings = {"max_steps": 2, "logging_steps": 1, "per_device_train_batch_size": 2, "save_strategy": "no"}
+    arguments = getattr(trl, f"{name}Config")(
+        output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to=[], max_length=16, **settings
+    )
+    run = getattr(trl, f"{name}Trainer")(
+        model=training.llama(),
+        args=arguments,
+        train_dataset=Dataset.from_list(rows * 4),
+        processing_class=tokenizer,
+        callbacks=[callback()],
+    )
+    run.train()
+    events = log(tmp_path)
+    assert events.steps == [1, 2]
+    config = events[0].config
+    assert config.training.extras["trainer"] == "preference"
+    assert objective_of(config).kind == "preference"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import logging
 import warnings
@@ -443,6 +445,36 @@ def test_ludwigs_statistics(tmp_path, import_events, period, frequency, steps, i
     assert imported.format == "ludwig"
     assert [(e.step, e.loss) for e in events.of("train_step")] == list(zip(steps, (2.0, 1.0), strict=True))
     assert [(e.step, e.metrics.loss) for e in events.of("eval")] == list(zip(steps, (2.25, 1.25), strict=True))
+
+
+@pytest.mark.oracle("mlx")
+def test_mlx_lms_table_as_mlx_lm_prints_it(tmp_path, import_events):
+    mx, nn, optim = (import_module(f"mlx.{name}") for name in ("core", "nn", "optimizers"))
+    trainer = import_module("mlx_lm.tuner.trainer")
+    model = nn.Sequential(nn.Embedding(16, 4), nn.Linear(4, 16))
+    data = [([1, 2, 3, 4, 5, 6], 0)] * 4
+    seen = {}
+
+    class Noted(trainer.TrainingCallback):
+        def on_train_loss_report(self, train_info):
+            seen[train_info["iteration"]] = train_info["train_loss"]
+
+        def on_val_loss_report(self, val_info):
+            seen["val", val_info["iteration"] + 1] = val_info["val_loss"]
+
+    args = trainer.TrainingArgs(
+        batch_size=2, iters=6, val_batches=1, steps_per_report=2, steps_per_eval=4, steps_per_save=100,
+        max_seq_length=32, adapter_file=str(tmp_path / "adapters.safetensors"),
+    )  # fmt: skip
+    mx.random.seed(0)
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        trainer.train(model, optim.Adam(1e-2), data, data, args, training_callback=Noted())
+    (tmp_path / "train.log").write_text(said.getvalue(), encoding="utf-8")
+    events, _ = import_events(tmp_path / "train.log")
+    assert events.losses == [pytest.approx(seen[step], abs=6e-4) for step in (2, 4, 6)]
+    held = {e.step: e.metrics.loss for e in events.of("eval")}
+    assert held == {step: pytest.approx(seen["val", step], abs=6e-4) for step in (1, 4, 6)}
 
 
 @pytest.mark.oracle("lightning")

@@ -1,4 +1,4 @@
-"""The contract, held against validators that are not ours: one in Rust, three in JavaScript."""
+"""The contract, held against validators that are not ours: two in Python, one in Rust, three in JavaScript."""
 
 from __future__ import annotations
 
@@ -7,13 +7,16 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Callable
 from copy import deepcopy
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import fastjsonschema
 import jsonschema_rs
 import pytest
-from golden_logs import BAD, GOOD, documents
+from golden_logs import BAD, GOOD, documents, lines
 from jsonschema import Draft202012Validator
 from tables import every
 
@@ -114,6 +117,12 @@ def faulty(fault: Fault) -> dict[str, Any]:
     return line
 
 
+@cache
+def fast() -> Callable[[Any], Any]:
+    """The function that fastjsonschema makes of the schema; it has no dialect after draft 7."""
+    return fastjsonschema.compile(TELEMETRY)
+
+
 def line_of(document: object) -> str:
     return json.dumps(document, allow_nan=False)
 
@@ -195,6 +204,8 @@ def test_validators_find_one_error_in_one_fault_and_name_its_field(fault) -> Non
     assert [fault.named_in(error.json_path, error.message) for error in errors] == [True]
     found = list(jsonschema_rs.Draft202012Validator(TELEMETRY).iter_errors(document))
     assert [fault.named_in(error.instance_path, error.message) for error in found] == [True]
+    with pytest.raises(fastjsonschema.JsonSchemaException, match=rf"\b{fault.field}\b"):
+        fast()(document)
 
 
 def test_a_text_where_a_number_belongs_is_told_as_no_number_and_the_names_stay_valid() -> None:
@@ -212,3 +223,17 @@ def test_a_text_where_a_number_belongs_is_told_as_no_number_and_the_names_stay_v
             line = {**ENVELOPE, "event": "train_step", key: [1e-4, value] if nth else value}
             assert python.is_valid(line)
             assert rust.is_valid(line)
+
+
+def test_fastjsonschema_and_rust_agree_on_every_line(good, bad) -> None:
+    rust = jsonschema_rs.Draft202012Validator(TELEMETRY)
+    assert [rust.is_valid(document) for document in [*good, *bad]] == [True] * len(good) + [False] * len(bad)
+    for document in good:
+        fast()(document)
+    for document in bad:
+        with pytest.raises(fastjsonschema.JsonSchemaException):
+            fast()(document)
+
+
+def test_no_golden_log_is_without_lines() -> None:
+    assert all(lines(path) for path in [*GOOD, *BAD])

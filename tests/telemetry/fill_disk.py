@@ -1,6 +1,7 @@
-"""Write until there is no room, then once more with room: ``python fill_disk.py LOG LIMIT_BYTES``.
+"""Write until the disk is full, then once more with room: ``python fill_disk.py LOG [LIMIT_BYTES]``.
 
-The process may not write files longer than that (RLIMIT_FSIZE). Prints one JSON object.
+With a limit the process may not write files longer than that (RLIMIT_FSIZE); without one the log's file
+system is small. Prints one JSON object.
 """
 
 from __future__ import annotations
@@ -21,8 +22,12 @@ def limit(size: int) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 
 
-def main(log: Path, size: int) -> None:
-    limit(size)
+def main(log: Path, size: int | None) -> None:
+    filler = log.with_name("filler")
+    if size is None:
+        filler.write_bytes(b"z" * 30_000)
+    else:
+        limit(size)
     writer = TelemetryWriter(log, "run", fsync="never", on_error="raise")
     writer.run_start()
     step, error = 0, ""
@@ -32,7 +37,10 @@ def main(log: Path, size: int) -> None:
     except RecorderError as failure:
         error = str(failure)
     torn = not log.read_bytes().endswith(b"\n")
-    limit(-1)
+    if size is None:
+        filler.unlink()
+    else:
+        limit(-1)
     writer.train_step(step + 1, loss=0.25)
     writer.run_end()
     writer.close()
@@ -40,4 +48,4 @@ def main(log: Path, size: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+    main(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else None)

@@ -1,4 +1,4 @@
-"""Real processes: killed, and without room to write."""
+"""Real processes: killed, side by side, on a full disk."""
 
 from __future__ import annotations
 
@@ -60,19 +60,68 @@ def test_events_before_a_kill_are_numbered_without_gaps(killed) -> None:
     assert run.record.missing == run.record.duplicates == run.record.interleaved == 0
 
 
-def test_a_file_size_limit_raises_and_the_next_event_starts_on_a_fresh_line(tmp_path: Path) -> None:
-    log = tmp_path / "run.jsonl"
-    done = subprocess.run(python("fill_disk.py", log, 30_001), capture_output=True, text=True, timeout=300, check=False)
+def start(log: Path, n: int) -> subprocess.Popen[str]:
+    return subprocess.Popen(python("write_events.py", log, n), stdin=-1, stdout=-1, text=True)
+
+
+def test_six_writers_and_two_on_one_path_interleave_no_line_and_the_second_writes_a_sibling(tmp_path: Path) -> None:
+    logs = [tmp_path / f"{i}.jsonl" for i in range(6)] + [tmp_path / "both.jsonl"] * 2
+    writers = [start(log, 400) for log in logs]
+    said = [writer.stdout.readline().rstrip("\n").split("\t") for writer in writers]
+    for writer in writers:
+        writer.communicate("go\n", timeout=300)
+        assert writer.returncode == 0
+    paths = [Path(first) for first, *_ in said]
+    assert len(set(paths)) == 8
+    for path in paths:
+        summary = TelemetryReader(path).summarize()
+        assert summary.issues == []
+        assert summary.counts == {"run_start": 1, "train_step": 400, "run_end": 1}
+    warned = [(path, warnings) for path, *warnings in said if warnings]
+    assert len(warned) == 1
+    path, (warning,) = warned[0]
+    assert warning.endswith(f"is being written by another process; this run is recorded in {path}")
+    assert Path(path).name.startswith("both.")
+
+
+def full(log: Path, *limit: int) -> dict[str, object]:
+    done = subprocess.run(python("fill_disk.py", log, *limit), capture_output=True, text=True, timeout=300, check=False)
     assert done.stderr == ""
-    told = json.loads(done.stdout)
-    assert told["error"] == f"cannot write {log}: File too large (free space, or choose another path)"
-    assert told["torn"]
+    return json.loads(done.stdout)
+
+
+def assert_survived(log: Path, told: dict[str, object]) -> None:
     summary = TelemetryReader(log).summarize()
     counts = dict(summary.counts)
-    whole = counts.pop("train_step") - told["written"] - 1  # 1 where the room ended before the line's newline alone
+    whole = counts.pop("train_step") - told["written"] - 1  # 1 where the disk ended before the line's newline alone
     assert whole in {0, 1}
     assert counts == {"run_start": 1, "run_end": 1}
     assert summary.issues_total == (told["torn"] and not whole)
     run = summary.last
     assert (run.record.missing, told["lost"]) == (1 - whole, 1)
     assert run.end.reason == "1 events could not be recorded"
+
+
+def test_a_file_size_limit_raises_and_the_next_event_starts_on_a_fresh_line(tmp_path: Path) -> None:
+    log = tmp_path / "run.jsonl"
+    told = full(log, 30_001)
+    assert told["error"] == f"cannot write {log}: File too large (free space, or choose another path)"
+    assert told["torn"]
+    assert_survived(log, told)
+
+
+def test_a_full_disk_raises_and_the_log_goes_on_when_there_is_room(tmp_path: Path) -> None:
+    mount = tmp_path / "disk"
+    mount.mkdir()
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(mount)], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        pytest.skip(f"cannot mount a small file system here: {done.stderr.strip()}")
+    try:
+        log = mount / "run.jsonl"
+        told = full(log)
+        assert told["error"] == f"cannot write {log}: No space left on device (free space, or choose another path)"
+        assert_survived(log, told)
+    finally:
+        subprocess.run(["umount", str(mount)], check=True)
