@@ -79,8 +79,9 @@ _NAMED: Final = {
 }
 
 # What a template writes before a call of a tool, and the parsers that look for it; the first whose text a template
-# holds is its own. Source: vllm/tool_parsers at 02bb669b, sglang's function_call at 00828e56. Those that read several
-# forms, or a bare object (llama3_json, pythonic, xlam), are left out.
+# holds is its own. Source: names by the registries of vllm/tool_parsers at 02bb669b and sglang's function_call at
+# 00828e56; marks as the models' templates write them. Those that read several forms, or a bare object (llama3_json,
+# pythonic, xlam), are left out.
 _CALLS: Final = {
     "<arg_key>": ("glm45", "glm47", "glm"),
     "<function=": ("qwen3_coder", "qwen3_xml", "step3p5"),
