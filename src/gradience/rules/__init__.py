@@ -422,10 +422,9 @@ def left_out(known: Sequence[str], wanted: Collection[str], unwanted: Collection
     >>> left_out(["LR001", "LR003", "TGT001"], ["LR001", "LR003"], ["LR003"])
     {'LR003': 'ignored on request', 'TGT001': 'not selected'}
     """
-    reasons = {rule_id: Excluded.NOT_SELECTED.value for rule_id in known if rule_id not in wanted}
-    return {
-        rule_id: reasons.get(rule_id, Excluded.IGNORED.value) for rule_id in known if rule_id in {*reasons, *unwanted}
-    }
+    reasons = dict.fromkeys(unwanted, Excluded.IGNORED.value)
+    reasons |= dict.fromkeys(frozenset(known).difference(wanted), Excluded.NOT_SELECTED.value)
+    return {rule_id: reasons[rule_id] for rule_id in known if rule_id in reasons}
 
 
 def matching(known: Sequence[str], entries: Iterable[str], option: str) -> list[str]:
@@ -435,11 +434,12 @@ def matching(known: Sequence[str], entries: Iterable[str], option: str) -> list[
         ConfigError: no id begins with an entry.
     """
     beginnings = [entry.strip().upper() for text in entries for entry in text.split(",")]
-    strange = [entry for entry in beginnings if not _hits(known, entry)]
-    if strange:
+    hits = {entry: _hits(known, entry) for entry in beginnings}
+    if strange := [entry for entry in beginnings if not hits[entry]]:
         names = ", ".join(entry or "an empty text" for entry in strange)
         raise ConfigError(f"--{option}: no rule is called {names}", advice=f"rules: {' '.join(known)}")
-    return [rule_id for rule_id in known if any(rule_id in _hits(known, entry) for entry in beginnings)]
+    chosen = frozenset().union(*hits.values())
+    return [rule_id for rule_id in known if rule_id in chosen]
 
 
 def _hits(known: Sequence[str], entry: str) -> list[str]:
