@@ -102,8 +102,8 @@ def pytest_make_collect_report(collector):
 def pytest_collection_modifyitems(config, items):
     """Leave out the slow tests, which `nox -s properties` runs, and those of absent oracles; begin with the longest.
 
-    Two workers begin with half of the tests each. One of them makes the toy run first, and runs the tests of it; the
-    other runs mypy. Near the end either of them would keep one worker busy long after the other has done.
+    Two workers begin with half of the tests each. One of them makes the toy run first, and runs the tests of it: near
+    the end it would keep one worker busy long after the other has done.
     """
     items.sort(key=lambda item: item.path)  # all workers need one order
     slow = set() if "GRADIENCE_SLOW" in os.environ else {item for item in items if item.get_closest_marker("slow")}
@@ -112,10 +112,7 @@ def pytest_collection_modifyitems(config, items):
         config.hook.pytest_deselected(items=[item for item in items if item in left])
         items[:] = [item for item in items if item not in left]
     toy = {item.path for item in items if "toy" in item.fixturenames}
-    types = [item for item in items if item.path.name == "test_types.py"]
-    others = sorted((item for item in items if item not in types), key=lambda item: item.path not in toy)
-    half = len(others) // 2
-    items[:] = others[:half] + types + others[half:]
+    items.sort(key=lambda item: item.path not in toy)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import transformers
-from tables import every
+from tables import every, few
 
 from gradience import TelemetryWriter, check_config, diagnose
 from gradience.base.shapes import folder_of
@@ -154,12 +154,15 @@ def test_a_base_of_the_hubs_cache_is_found_there(base: Path, tmp_path: Path, mon
 
 @pytest.mark.parametrize(
     ("name", "builder", "params"),
-    [  # numbers of parameters that the hub's files hold: a tied head, biases, a window that is none, a head apart
-        ("meta-llama/Llama-3.2-1B", "llama3_2/_model_builders.py:llama3_2_1b", 1_235_814_400),
-        ("Qwen/Qwen2.5-7B-Instruct", "qwen2_5/_model_builders.py:qwen2_5_7b_base", 7_615_616_512),
-        ("mistralai/Mistral-7B-v0.3", "mistral/_model_builders.py:mistral_7b", 7_248_023_552),
-        ("Qwen/Qwen3-0.6B", "qwen3/_model_builders.py:qwen3_0_6b_base", 596_049_920),
-    ],
+    few(
+        [  # numbers of parameters that the hub's files hold: a tied head, biases, a window that is none, a head apart
+            ("meta-llama/Llama-3.2-1B", "llama3_2/_model_builders.py:llama3_2_1b", 1_235_814_400),
+            ("Qwen/Qwen2.5-7B-Instruct", "qwen2_5/_model_builders.py:qwen2_5_7b_base", 7_615_616_512),
+            ("mistralai/Mistral-7B-v0.3", "mistral/_model_builders.py:mistral_7b", 7_248_023_552),
+            ("Qwen/Qwen3-0.6B", "qwen3/_model_builders.py:qwen3_0_6b_base", 596_049_920),
+        ],
+        each=2,
+    ),
 )
 def test_the_shape_of_an_open_model_is_known_by_its_name(name: str, builder: str, params: int) -> None:
     report = checked(Path(name))

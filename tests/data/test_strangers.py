@@ -169,6 +169,7 @@ def test_an_arrow_file_that_ends_early_is_refused(tmp_path: Path) -> None:
         list(RowSource(path).rows())
 
 
+@pytest.mark.slow  # writes 400 MB of nulls
 def test_a_parquet_file_that_grows_beyond_the_limit_is_refused_and_takes_no_memory_here(tmp_path: Path) -> None:
     path = tmp_path / "x.parquet"
     schema = pa.schema({"text": pa.string(), "more": pa.list_(pa.null())})

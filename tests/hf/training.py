@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 
+import accelerate.utils.memory
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import (
@@ -23,6 +24,7 @@ from transformers import (
 from gradience.hf import GradienceCallback
 
 WORDS = 64
+accelerate.utils.memory.clear_device_cache = lambda **_: None  # a full collection at the end of each training: 0.3 s
 torch.set_num_threads(1)  # tiny matrices: threads would only wait for each other
 
 

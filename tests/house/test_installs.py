@@ -6,7 +6,6 @@ download.
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import tomllib
@@ -15,7 +14,8 @@ from pathlib import Path
 import pytest
 
 
-@pytest.mark.parametrize("extra", ["base", "fleet"] if os.environ.get("GRADIENCE_SLOW") else ["base"])
+@pytest.mark.slow  # and by CI
+@pytest.mark.parametrize("extra", ["base", "fleet"])
 def test_what_an_install_promises_works_and_the_rest_says_what_to_install_before_any_work(root: Path, extra: str):
     command = [sys.executable, str(root / "tests" / "installs.py"), extra, "--hide"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=root)

@@ -135,6 +135,7 @@ assert len(gradience.audit_arrays(modules, scale=1.0).modules) == sum(many.value
 """
 
 
+@pytest.mark.slow  # waits for cores that are kept busy
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the cores of a process are set on Linux only")
 def test_many_ranks_are_measured_where_jax_was_started_first_and_the_cores_are_busy():
     """Batched calls of LAPACK waited for threads of XLA's pool, in threads of it: with two, they never came."""
@@ -142,7 +143,7 @@ def test_many_ranks_are_measured_where_jax_was_started_first_and_the_cores_are_b
     bare = {name: value for name, value in os.environ.items() if name != "PJRT_NPROC"}
     spin = "import os, sys\nos.sched_setaffinity(0, {int(sys.argv[1])})\nwhile os.getppid() == int(sys.argv[2]): pass"
     program, pipe = [sys.executable, "-c", IN_A_PROGRAM_THAT_STARTED_JAX, *cores], subprocess.PIPE
-    for _ in range(20 if os.environ.get("GRADIENCE_SLOW") else 1):
+    for _ in range(20):
         with subprocess.Popen(program, env=bare, stdin=pipe, stdout=pipe) as run:
             assert run.stdout.readline() == b"ready\n"
             busy = [subprocess.Popen([sys.executable, "-c", spin, core, str(os.getpid())]) for core in cores]
