@@ -76,8 +76,8 @@ def judged(label: Callable[[int], Any]) -> Rows:
     return [{"prompt": said(i), "completion": replied(i), "label": label(i)} for i in range(N)]
 
 
-def named(label: Callable[[int], int]) -> Rows:
-    return [{"text": said(i, 5 + i % 7), "label": label(i), "label_text": "ab"[i % 2]} for i in range(N)]
+def named(label: Callable[[int], int], rows: int = N) -> Rows:
+    return [{"text": said(i, 5 + i % 7), "label": label(i), "label_text": "ab"[i % 2]} for i in range(rows)]
 
 
 def padded(seen: int) -> Rows:
@@ -273,6 +273,8 @@ XML = "<tool_call>\n<function=find>rain</function>\n</tool_call>"
          "1 of 60 rows (1.7 %: 9) hold functions of Python whose body is not indented"),
         (named(lambda i: (i + (i > 40)) % 2), named(lambda i: 2 * (i % 2) + (i > 40)), "DAT340",
          "a stands beside the labels 0 (21 rows) and 1 (9 rows), which have other names, too: they are of two lists"),
+        (named(lambda i: (i + (i in {8, 9})) % 2, 100), named(lambda i: (i + (i in {8, 9})) % 2, 101), "DAT340",
+         "a stands beside the labels 0 (49 rows) and 1 (1 rows), which have other names, too: they are of two lists"),
         (chat(said, lambda i: (f"{said(i)}. " * 9**3)[:32767] if i == 8 else replied(i)),
          chat(said, lambda i: (f"{said(i)}. " * 9**3)[:32766] if i == 8 else replied(i)), "DAT380",
          ("of 60 answers 1 that differ have 32,767 characters, none has more, and 1 of these end in the midst of a "

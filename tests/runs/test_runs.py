@@ -299,8 +299,9 @@ def test_the_screens_fit_a_terminal_and_say_what_is_not_compared(tmp_path, capsy
     root, out = tmp_path / "deep", ["--out", str(tmp_path / "store")]
     for name, loss, data in (("first", 1.0, "d"), ("second", 0.5, "d"), ("third", 0.1, "other")):
         log(root / name, [loss], data=data, accuracy=[0.5])
-    (root / "broken").mkdir()
-    (root / "broken" / "run.jsonl").write_text(BROKEN)
+    for n in range(6):
+        (root / f"broken{n}").mkdir()
+        (root / f"broken{n}" / "run.jsonl").write_text(BROKEN)
     assert main(["runs", str(root), *out, "--limit", "2"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines[:3])) <= 100
@@ -308,9 +309,10 @@ def test_the_screens_fit_a_terminal_and_say_what_is_not_compared(tmp_path, capsy
     assert lines[3] == "... and 1 more (--limit 3; --columns shows other columns)"
     at = lines.index("Settings that differ: data d | d | other")
     assert lines[at + 1 : at + 3] == [
-        "The runs differ in data sets: their losses may not be comparable.", "1 log not read:",
+        "The runs differ in data sets: their losses may not be comparable.", "6 logs not read:",
     ]  # fmt: skip
-    assert lines[at + 3].startswith("  broken:")
+    assert [line.split()[0] for line in lines[at + 3 :] if line[2] != " "][:5] == [f"broken{n}:" for n in range(5)]
+    assert lines[-1:] == ['  ... and 1 more (gradience runs query ROOT "select path, error from runs")']
     assert main(["runs", "best", str(root), *out]) == 0
     text = capsys.readouterr().out
     assert text.index("d, m: 2 runs") < text.index("Comparable with none of these:") < text.index("0.2  other, m:")
