@@ -18,6 +18,7 @@ import msgspec
 import pytest
 import torch
 from bench_rows import rows_of, write_rows
+from safetensors.numpy import load_file, save_file
 
 from gradience.cli.main import main
 from gradience.errors import GradienceError, OutputError
@@ -254,6 +255,8 @@ def test_merges_are_judged_on_each_adapters_own_data_with_its_own_head(classifie
         options=BenchOptions(base=classifier.base),
     )  # fmt: skip
     Path(next(c.folder for c in bench.candidates if c.name == "svd:4")).rename(other)
+    tensors = load_file(weights := other / "adapter_model.safetensors")
+    save_file({name: one if "lora_" in name else 1.5 * one for name, one in tensors.items()}, weights)
     report = bench_merge(
         [classifier.adapter, other],
         tmp_path / "out",

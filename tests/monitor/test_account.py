@@ -160,6 +160,16 @@ def test_a_run_that_ends_in_its_warmup_says_so_and_what_to_set(tmp_path):
     assert [cause.id for cause in diagnose(tmp_path).findings] == ["LRS133"]  # and not SCH002, of the same warm-up
 
 
+def test_the_peak_rate_is_the_largest_logged_beside_what_was_configured(tmp_path):
+    for rate, says in (
+        (3e-5, "3e-5  (largest logged; 1e-4 is configured)"), (0.0, "1e-4 is configured"), (None, "1e-4"),
+    ):  # fmt: skip
+        given = {} if rate is None else {"learning_rate": rate}
+        rows = [{"step": i, "loss": 2.0 - 0.01 * i, **given} for i in range(1, 11)]
+        (place := tmp_path / str(rate)).mkdir()
+        assert f"Peak LR: {says}\n" in monitor_text(reported(place, rows, {"learning_rate": 1e-4}))
+
+
 def test_a_perplexity_is_that_of_a_language_model_or_one_that_was_logged(tmp_path):
     def cells(name: str, config: dict[str, Any], **metrics: float) -> str:
         place = tmp_path / name
