@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -312,6 +313,17 @@ def test_a_question_of_no_sure_language_is_no_question_in_another(tmp_path: Path
     unsure = "was hat der in bank stand form plan so also hotel arm hand name ball im test winter warm"
     rows = chat(asks(unsure), lambda i: f"{GERMAN} {i}")
     report = gradience.check_data(write(tmp_path / "rows.jsonl", rows), tokenizer=tok, max_length=4096)
+    assert (report.data.answered.stated, report.data.answered.rows.count) == (N, 0)
+
+
+def test_without_its_package_no_language_is_judged_and_the_report_says_what_to_install(
+    tmp_path: Path, tok: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "py3langid.langid", None)
+    rows = write(tmp_path / "rows.jsonl", chat(asks(ENGLISH), lambda i: f"{GERMAN} {i}"))
+    report = gradience.check_data(rows, tokenizer=tok, max_length=4096)
+    says = "languages need py3langid: in the clone: pip install -e '.[data]'"
+    assert ("DAT375", says) in [(one.id, one.reason) for one in report.not_run]
     assert (report.data.answered.stated, report.data.answered.rows.count) == (N, 0)
 
 
