@@ -74,9 +74,12 @@ def _names() -> set[str]:
     return names
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def watch():
-    """A function that counts the opens of each file of a folder in one command; the hook itself stays for good."""
+    """A function that counts the opens of each file of a folder in one command.
+
+    The hook itself stays for good, so there must be one: a worker may come back to this file after others.
+    """
     sys.addaudithook(_watch)
 
     def opened(folder: Path, words: list[str]) -> Counter[str]:
