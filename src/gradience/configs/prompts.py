@@ -123,6 +123,8 @@ def form_named(name: str) -> PromptForm | None:
     """
     lowered = name.lower()
     # Unsloth's names have hyphens: llama-3.1, gpt-oss, gemma_chatml.
+    if lowered.startswith("tokenizer_default"):  # Axolotl's: the tokenizer's own, whatever it falls back to
+        return None
     spelt = ("chatml",) if "chatml" in lowered else (lowered, lowered.replace("-", ""), lowered.replace("-", "_"))
     beginnings = [known for known in _NAMED if any(one.startswith(known) for one in spelt)]
     return _FORMS.get(_NAMED[max(beginnings, key=len)]) if beginnings else None

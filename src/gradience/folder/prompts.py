@@ -37,8 +37,9 @@ _LARGEST_TOKENIZER: Final = 64 << 20
 _COMMANDS: Final = frozenset({".sh", ".bash", ".service"})
 _MERGED: Final = re.compile(r"merge|fuse|export", re.IGNORECASE)
 _ALPACA: Final = "### Instruction:"
+_ALPACAS: Final = frozenset({"alpaca", "alpaca_w_system"})  # types of Axolotl's data sets that are written in it
 _INSTRUCTION: Final = re.compile(
-    r'^\s*(FROM|TEMPLATE|SYSTEM|ADAPTER|PARAMETER\s+stop)\s+(?:"""(.*?)"""|"([^"\n]*)"|([^\n]*))',
+    r'^\s*(FROM|TEMPLATE|SYSTEM|ADAPTER|PARAMETER\s+(?:stop|num_ctx))\s+(?:"""(.*?)"""|"([^"\n]*)"|([^\n]*))',
     re.DOTALL | re.IGNORECASE | re.MULTILINE,
 )
 _SAID: Final = {  # the words of a script that are read, by the function that takes them: Unsloth's, and TRL's
@@ -46,6 +47,12 @@ _SAID: Final = {  # the words of a script that are read, by the function that ta
     "train_on_responses_only": ("response_part",),
     "SFTConfig": ("chat_template_path", "eos_token"),
 }
+_LONGEST: Final = ("cutoff_len", "max_length", "sequence_len", "max_seq_length")  # of rows, in tokens
+_ROOM: Final = re.compile(  # of vLLM, SGLang and llama-server
+    r"""(?:--max-model-len|--context-length|--ctx-size|(?<!\S)-c)["',=\s\\]+(\d+(?:\.\d+)?)([kKmM]?)\b"""
+)
+_UNITS: Final = {"": 1, "k": 1000, "K": 1 << 10, "m": 1000_000, "M": 1 << 20}  # vLLM's
+_THINKS: Final = re.compile(r"enable_thinking\W{1,8}(true|false)|--reasoning-budget[ =]0\b", re.IGNORECASE)
 _SYSTEM: Final = ("default_system", "system", "default_system_message")  # LLaMA-Factory, ms-swift, Axolotl
 _COMMENT: Final = re.compile(r"^\s*#.*$", re.MULTILINE)
 _COMMAND: Final = re.compile(r"(?<!\\)\n")  # where a command of a shell ends
@@ -93,6 +100,12 @@ class PromptLink(NamedTuple):
     """The text behind which a script looks for answers."""
     from_file: bool = False
     """A Modelfile is made of a file, and not of a model of a library, which has a template."""
+    thinks: bool | None = None
+    """Whether the template is told to let the model think."""
+    longest: int | None = None
+    """The tokens of a row that training takes at most."""
+    room: int | None = None
+    """The tokens of a prompt and its answer that are served at most."""
 
     @property
     def form(self) -> PromptForm | None:
@@ -204,14 +217,16 @@ def _tokenizer(folder: Path, kind: LinkKind) -> PromptLink | None:
             eos=_token(fields.get("eos_token")),
             bos=bos,
             adds_bos=adds,
-            ends=_ends(folder / "generation_config.json", whole),
+            ends=_ends(folder, kind, whole),
         )
     return None
 
 
-def _ends(path: Path, tokenizer: _TokenizerFile) -> tuple[str, ...]:
-    """The tokens at which a generation config ends; none if one of them has no name here."""
-    ids = read_mapping(path).get("eos_token_id") if path.is_file() else None
+def _ends(folder: Path, kind: LinkKind, tokenizer: _TokenizerFile) -> tuple[str, ...]:
+    """The tokens at which generation ends by its config, else by a merged model's; none if one has no name here."""
+    files = ("generation_config.json", "config.json")[: 1 + (kind == "merged")]
+    path = next((folder / name for name in files if (folder / name).is_file()), None)
+    ids = None if path is None else read_mapping(path).get("eos_token_id")
     names = {token.get("id"): str(token.get("content")) for token in tokenizer.added_tokens}
     found = [
         names.get(one, "") for one in (ids if isinstance(ids, list) else [ids]) if not isinstance(one, list | dict)
@@ -248,23 +263,39 @@ def _fields(path: Path, held: Mapping[Path, Mapping[str, Json]]) -> Mapping[str,
 
 def _recipe(path: Path, fields: Mapping[str, Json]) -> PromptLink | None:
     """What a recipe or command of LLaMA-Factory, ms-swift, Axolotl or TRL says; None if it says nothing."""
+    longest = next((value for key in _LONGEST if isinstance(value := fields.get(key), int)), None)
     for program, key, own in (
         ("LLaMA-Factory", "template", ("model_name_or_path",)),
         ("ms-swift", "template", ("model", "model_type", "adapters")),
         ("Axolotl", "chat_template", ("base_model",)),
     ):
-        name = fields.get(key)
-        if isinstance(name, str) and name and any(one in fields for one in own):
+        name, template = fields.get(key), _of_axolotl(fields) if program == "Axolotl" else None
+        if (template or (isinstance(name, str) and name)) and any(one in fields for one in own):
+            thinks = fields.get("enable_thinking")
             return PromptLink(
                 kind=_stage(fields),
                 where=path.name,
-                name=name,
+                template=template,
+                name="" if template else str(name),
                 program=program,
                 model=next(str(fields[one]).rstrip("/").rpartition("/")[2] for one in own if one in fields),
                 system=_said(next((fields[key] for key in _SYSTEM if key in fields), None)),
+                thinks=str(thinks).lower() == "true" if isinstance(thinks, bool | str) else None,
+                longest=longest,
             )
     words = {name: value for name in _SAID["SFTConfig"] if isinstance(value := fields.get(name), str)}
-    return _of_trl(path, words) if words and "model_name_or_path" in fields else None
+    if "model_name_or_path" in fields and (words or longest):
+        return _of_trl(path, words)._replace(longest=longest)
+    return None
+
+
+def _of_axolotl(fields: Mapping[str, Json]) -> str | None:
+    """The template that an Axolotl recipe holds itself: Jinja, or the text of Alpaca, which all its data sets have."""
+    written, data = fields.get("chat_template_jinja"), fields.get("datasets")
+    if isinstance(written, str) and written.strip():
+        return written
+    kinds = [one.get("type") for one in data if isinstance(one, dict)] if isinstance(data, list) else []
+    return _ALPACA if kinds and all(str(kind).partition(":")[0] in _ALPACAS for kind in kinds) else None
 
 
 def _of_trl(path: Path, words: Mapping[str, str]) -> PromptLink:
@@ -392,15 +423,19 @@ def _modelfile(path: Path) -> PromptLink:
     for match in _INSTRUCTION.finditer(_COMMENT.sub("", _text_of(path))):
         said = next((part for part in match.groups()[1:] if part is not None), "").strip()
         found.setdefault(" ".join(match[1].lower().split()), []).append(said)
-    source = found.get("from", [""])[-1]
+    source, template = found.get("from", [""])[-1], found.get("template", [""])[-1]
+    library, _, tag = source.partition(":")
+    is_chat = not template and "/" not in library and not _FILE.search(source) and not re.search("text|base", tag)
     return PromptLink(
         kind="modelfile",
         where=path.name,
-        template=found.get("template", [""])[-1],
+        template=template,
+        name=library if is_chat and form_named(library) is not None else "",
         program="Ollama",
         system=found.get("system", [None])[-1] or None,
         stops=tuple(stop.strip('"') for stop in found.get("parameter stop", ())),
         from_file=bool(_FILE.search(source)) and not (_HUB.match(source) and ".gguf" not in source.lower()),
+        room=next((int(room) for room in found.get("parameter num_ctx", ()) if room.isdecimal()), None),
     )
 
 
@@ -421,7 +456,15 @@ def commanded(text: str, folder: Path, where: str) -> Iterator[PromptLink]:
             yield from () if trained is None else (trained,)
             continue
         named = str(flags.get("chat_template") or flags.get("chat_template_file") or "")
-        said = PromptLink("server", where, program="server", parser=str(flags.get("tool_call_parser", "")))
+        thinks, room = _THINKS.search(command), _ROOM.search(command)
+        said = PromptLink(
+            "server",
+            where,
+            program="server",
+            parser=str(flags.get("tool_call_parser", "")),
+            thinks=None if thinks is None else (thinks[1] or "").lower() == "true",
+            room=None if room is None else int(float(room[1]) * _UNITS[room[2]]),
+        )
         if named and (folder / named).is_file():
             said = said._replace(where=f"--chat-template in {where}", template=_text_of(folder / named), program="")
         elif named:

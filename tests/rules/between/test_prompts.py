@@ -199,7 +199,7 @@ FAULTY += [
         "PRM503",
         adapter() | {"tokenizer.json": IDS, "generation_config.json": {"eos_token_id": 0}},
         (
-            "the end token is <|im_end|> in tokenizer_config.json in run, and the generation_config.json beside "
+            "the end token is <|im_end|> in tokenizer_config.json in run, and the generation config beside "
             "tokenizer_config.json in run ends at <|endoftext|>: generate() of transformers goes on after <|im_end|>"
         ),
     ),
@@ -294,7 +294,111 @@ FAULTY += [
     ),
 ]
 
+AXOLOTL: Final = "base_model: org/m-8b\nsequence_len: 4096\ndatasets:\n- {path: a, type: TYPE}\n"
+JINJA: Final = (
+    AXOLOTL.replace("TYPE", "chat_template") + "chat_template: jinja\nchat_template_jinja: " + json.dumps(LLAMA3)
+)
+QWEN3: Final = CHATML + "{%- if enable_thinking is defined and enable_thinking is false %}<think></think>{% endif %}"
+MUTE: Final = RECIPE.replace("qwen", "qwen3") + "\nenable_thinking: false\ncutoff_len: 2048\n"
+ASKS: Final = "to false, and serve.sh does not: unless each request does, the template lets the model think"
+FAULTY += [
+    (
+        "PRM502",
+        adapter() | {"train.yaml": JINJA},
+        f"trained with a template that {HEADERS} (train.yaml), and the tokenizer has {OWN}{OTHERS}",
+    ),
+    (
+        "PRM502",
+        {"train.yaml": AXOLOTL.replace("TYPE", "alpaca")} | modelfile(),
+        (
+            "trained with a template that begins turns with ### Instruction: (train.yaml), and served with a template "
+            f"that {CHAT} (Modelfile){OTHERS}"
+        ),
+    ),
+    (
+        "PRM502",
+        adapter() | modelfile(None, start="llama3.2:3b"),
+        f"{SERVED} template llama3.2 that {HEADERS} (Modelfile){OTHERS}",
+    ),
+    (
+        "PRM503",
+        adapter(eos="<|endoftext|>") | {"tokenizer.json": IDS, "generation_config.json": {"eos_token_id": 0}},
+        (
+            f"turns end with <|im_end|> in {TOK}, and the generation config beside {TOK} ends at <|endoftext|>: "
+            "generate() of transformers goes on after <|im_end|>"
+        ),
+    ),
+    (
+        "PRM503",
+        adapter(eos="<|endoftext|>")
+        | merged(eos="<|endoftext|>")
+        | {"merged/tokenizer.json": IDS, "merged/config.json": {"eos_token_id": 0}},
+        (
+            f"turns end with <|im_end|> in {TOK}, and the generation config beside tokenizer_config.json in merged "
+            "ends at <|endoftext|>: generate() of transformers goes on after <|im_end|>"
+        ),
+    ),
+    (
+        "PRM504",
+        modelfile("<|im_start|>user\n{{ .Prompt }}<|im_end|>", SYSTEM="Be kind."),
+        "Modelfile has SYSTEM 'Be kind.', which its TEMPLATE writes nowhere: neither .System nor .Messages",
+    ),
+    (
+        "PRM508",
+        adapter(QWEN3) | {"train.yaml": MUTE, "serve.sh": "vllm serve m\n"},
+        f"train.yaml sets enable_thinking {ASKS}",
+    ),
+    (
+        "PRM508",
+        {"train.yaml": MUTE, "serve.yaml": "model_name_or_path: org/m-8b\ntemplate: qwen3\n"},
+        f"train.yaml sets enable_thinking {ASKS.replace('.sh', '.yaml')}",
+    ),
+    (
+        "PRM508",
+        {"train.yaml": MUTE} | merged(QWEN3),
+        f"train.yaml sets enable_thinking {ASKS.replace('serve.sh', 'tokenizer_config.json in merged')}",
+    ),
+    (
+        "PRM509",
+        {"train.yaml": MUTE, "serve.sh": "vllm serve m --max-model-len 1K\n"},
+        "train.yaml takes rows of up to 2,048 tokens, and serve.sh serves 1,024, the answer included",
+    ),
+    (
+        "PRM509",
+        {"train.yaml": RECIPE + "cutoff_len: 2048\n"} | modelfile(**{"PARAMETER num_ctx": "2047"}),
+        "train.yaml takes rows of up to 2,048 tokens, and Modelfile serves 2,047, the answer included",
+    ),
+    (
+        "PRM509",
+        {
+            "sft.yaml": "model_name_or_path: org/m\nmax_length: 4097\n",
+            "compose.yaml": 'command: ["--max-model-len", "4096"]\nx: vllm serve m\n',
+        },
+        "sft.yaml takes rows of up to 4,097 tokens, and compose.yaml serves 4,096, the answer included",
+    ),
+]
+
 SOUND: Final[list[Files]] = [
+    adapter(LLAMA3) | {"train.yaml": JINJA},
+    adapter() | {"train.yaml": AXOLOTL.replace("TYPE", "chat_template") + "chat_template: tokenizer_default\n"},
+    adapter(LLAMA3) | {"train.yaml": AXOLOTL + "chat_template: tokenizer_default_fallback_chatml\n"},
+    adapter(LLAMA3)
+    | {"train.yaml": AXOLOTL.replace("}", "}\n- {path: b, type: chat_template}").replace("TYPE", "alpaca")},
+    adapter(eos="<|endoftext|>") | {"tokenizer.json": IDS, "generation_config.json": {"eos_token_id": [0, 2]}},
+    adapter(eos="<|endoftext|>")
+    | merged(eos="<|endoftext|>")
+    | {"tokenizer.json": IDS, "generation_config.json": {"eos_token_id": 0}}
+    | {"merged/tokenizer.json": IDS, "merged/generation_config.json": {"eos_token_id": 2}},
+    adapter("", "<|endoftext|>") | {"tokenizer.json": IDS, "generation_config.json": {"eos_token_id": 0}},
+    modelfile("{{ .System }}{{ .Prompt }}", SYSTEM="Be kind."),
+    modelfile(GO, SYSTEM="Be kind."),
+    adapter(QWEN3)
+    | {"train.yaml": MUTE, "serve.sh": "vllm serve m --default-chat-template-kwargs '{\"enable_thinking\": false}'\n"},
+    adapter(QWEN3) | {"train.yaml": MUTE, "serve.sh": "llama-server -m m.gguf --reasoning-budget 0 -c 2048\n"},
+    adapter() | {"train.yaml": MUTE, "serve.sh": "vllm serve m --max-model-len 4k\n"},
+    adapter(QWEN3) | {"train.yaml": MUTE.replace("false", "true"), "serve.sh": "vllm serve m\n"},
+    {"train.yaml": MUTE, "serve.yaml": "model_name_or_path: org/m-8b\ntemplate: qwen3\nenable_thinking: false\n"},
+    {"train.yaml": RECIPE} | modelfile(**{"PARAMETER num_ctx": "9"}),
     adapter() | {"train.py": f"tok.chat_template = {CHATML!r}\nSFTTrainer()\n"},
     adapter() | {"train.py": f"tok.chat_template = {LLAMA3!r}\nload()\n"},
     adapter() | {"train.py": "setup_chat_format(model, tok)\nSFTTrainer()\n"},
@@ -333,7 +437,10 @@ SOUND: Final[list[Files]] = [
     adapter(LLAMA3) | {"train.py": f"({ONLY}", "other.py": "get_chat_template(t)"},
     adapter() | {"sft.yaml": "model_name_or_path: org/m\nchat_template_path: org/Qwen3-0.6B\neos_token: <|im_end|>\n"},
     adapter() | modelfile(),
-    adapter() | modelfile(None, start="llama3.2:3b"),
+    adapter(LLAMA3) | modelfile(None, start="llama3.2:3b"),
+    adapter() | modelfile(None, start="llama3.2:3b-text"),
+    adapter() | modelfile(None, start="codestral"),
+    adapter() | modelfile(None, start="someone/llama3.2"),
     adapter() | modelfile(None, start="hf.co/org/m-GGUF"),
     adapter("") | modelfile(None),
     adapter() | merged(),
@@ -357,6 +464,29 @@ def test_what_differs_between_two_files_is_said_with_both(
     rule: str, files: Files, message: str, tmp_path: Path
 ) -> None:
     assert said(tmp_path / "run", files) == {rule: message}
+
+
+ENDLESS: Final = adapter(eos="<|endoftext|>") | {"tokenizer.json": IDS, "generation_config.json": {"eos_token_id": 0}}
+LONG: Final = {"train.yaml": RECIPE + "cutoff_len: 2048\n"}
+
+
+@every(
+    ("files", "severity"),
+    [
+        (ENDLESS, "info"),  # that chats were trained is shown by the tokenizer alone
+        (ENDLESS | {"train.yaml": RECIPE}, "warning"),
+        (adapter() | {"tokenizer.json": IDS, "generation_config.json": {"eos_token_id": 0}}, "warning"),
+        (modelfile("{{ .Prompt }}<|im_end|>", SYSTEM="Be kind."), "warning"),
+        ({"train.yaml": RECIPE + "default_system: Be kind.\n"} | modelfile(SYSTEM="Be brief."), "info"),
+        ({"train.yaml": MUTE} | merged(QWEN3), "info"),
+        ({"train.yaml": MUTE, "serve.sh": "vllm serve m\n"} | merged(QWEN3), "warning"),
+        (LONG | {"serve.sh": "vllm serve m --max-model-len 2047\n"}, "info"),
+        (LONG | modelfile(**{"PARAMETER num_ctx": "2047"}), "warning"),
+    ],
+)
+def test_how_grave_it_is_depends_on_what_shows_it(files: Files, severity: str, tmp_path: Path) -> None:
+    links = prompt_links([written(tmp_path / "run", files)])
+    assert [finding.severity for finding in judge(PROMPT_RULES, links).findings] == [severity]
 
 
 @every(("files",), [(files,) for files in SOUND])
@@ -460,6 +590,8 @@ def test_what_cannot_be_compared_is_not_judged() -> None:
         "PRM505": "no tokenizer states whether it adds a BOS token",
         "PRM506": "no script says behind which tokens answers stand",
         "PRM507": "no command of a server names a parser of calls",
+        "PRM508": "no recipe turns thinking off",
+        "PRM509": "no recipe states the length of rows",
     }
     trained = bare._replace(template=CHATML)
     assert why(trained, trained) | {"PRM501": "no Modelfile", "PRM502": "no other file shows its turns"} == why(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeAlias
@@ -9,6 +10,7 @@ from typing import Final, TypeAlias
 from gradience.configs.prompts import calls_in, form_in
 from gradience.folder.prompts import LinkKind, PromptLink
 from gradience.rules import Observation, Rule, Unknown, cite
+from gradience.schema import Severity
 from gradience.schema.document import RuleGroup
 
 Links: TypeAlias = Sequence[PromptLink]
@@ -20,6 +22,9 @@ _MODELFILE: Final = cite(
 )
 _SERVED: Final[tuple[LinkKind, ...]] = ("export", "merged", "modelfile", "server")
 _RAW: Final = "{{.Prompt}}"
+_SWITCH: Final = re.compile(
+    r"enable_thinking\s+is\s+false|not\s+enable_thinking|enable_thinking\s*==\s*false", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,12 +40,14 @@ def _of(links: Links, *kinds: LinkKind) -> list[PromptLink]:
 
 def _trained(links: Links) -> PromptLink:
     """The link that shows the prompt of training: a recipe, rows of text, else the tokenizer that was saved."""
-    recipes = [link for link in _of(links, "recipe") if link.form or not link.encodes]
+    recipes = [link for link in _of(links, "recipe") if link.form or link.name or link.template]
     if len({link.form for link in recipes}) > 1:
         raise Unknown(f"{len(recipes)} recipes of training lie there, with different templates: give the one")
     for link in (*recipes, *_of(links, "rows", "tokenizer")):
         if link.form is not None:
             return link
+    if recipes:
+        raise Unknown(f"which turns the template of {recipes[0].where} writes is not known")
     raise Unknown("no file shows the template of training: no recipe that names one, no tokenizer with one")
 
 
@@ -141,13 +148,16 @@ def _other_end(links: Links) -> Iterator[Observation]:
     """the end token of training is not that of serving
 
     the merged or exported tokenizer has another eos_token than the one saved beside the adapter, or the latter than
-    TRL was told; or generation_config.json does not name it; or a Modelfile whose TEMPLATE writes the turns of training
-    has PARAMETER stop, and not for the token that ends them, which is not the eos_token
+    TRL was told; or generation_config.json names neither it nor what ends the turns of training (info, if only the
+    tokenizer shows these); or a Modelfile whose TEMPLATE writes the turns of training has PARAMETER stop, and not for
+    the token that ends them, which is not the eos_token
 
     Why: Generation ends at the served end token: another one is never written, and the answer runs on.
-    Scope: a tokenizer beside the adapter, or a recipe that states eos_token
+    Scope: a tokenizer beside the adapter, or a recipe that states eos_token; the base's generation_config.json where no
+        merged model has one
     Action: take the tokenizer that was saved with the adapter; add PARAMETER stop
     Verify: an answer ends before the limit of tokens
+    Seen: https://github.com/hiyouga/LlamaFactory/issues/7454 -- chats on a base model: vLLM does not stop
     Source: trl/trainer/sft_trainer.py:SFTTrainer.__init__@1.16.0 -- gives the tokenizer the eos_token of its config
     Source: transformers/generation/utils.py:GenerationMixin._prepare_special_tokens@5.24.0 -- ends at the eos_token_id
         of the generation config
@@ -163,13 +173,28 @@ def _other_end(links: Links) -> Iterator[Observation]:
                 f"the end token is {trained.eos} in {trained.where}, and {link.eos} in {link.where}",
                 {"trained": trained.eos, "served": link.eos},
             )
-    for link in _of(links, "tokenizer", "merged", "base"):
-        if link.ends and not {trained.eos, trained.form and trained.form.ends} & {*link.ends}:
-            yield Observation(
-                f"the end token is {trained.eos} in {trained.where}, and the generation_config.json beside "
-                f"{link.where} ends at {', '.join(link.ends)}: generate() of transformers goes on after {trained.eos}",
-                {"trained": trained.eos, "served": list(link.ends)},
-            )
+    try:
+        shown = _trained(links)
+    except Unknown:
+        shown = trained
+    turns = shown.form.ends if shown.form is not None else ""
+    served = [link for link in _of(links, "merged") if link.ends]
+    for link in served or [link for link in _of(links, "tokenizer", "base") if link.ends]:
+        if turns in link.ends or (not turns and trained.eos in link.ends):
+            continue
+        severity: Severity | None = None
+        if trained.eos not in link.ends:
+            end = trained.eos
+            says = f"the end token is {end} in {trained.where}"
+        else:
+            end, severity = turns, "info" if shown.kind == "tokenizer" and not served else None
+            says = f"turns end with {end} in {shown.template_in or shown.where}"
+        yield Observation(
+            f"{says}, and the generation config beside {link.where} ends at {', '.join(link.ends)}: generate() of "
+            f"transformers goes on after {end}",
+            {"trained": end, "served": list(link.ends)},
+            severity=severity,
+        )
     for link in _of(links, "modelfile"):
         form = link.form
         ends = form.ends if form is not None else ""
@@ -186,14 +211,24 @@ def _other_system(links: Links) -> Iterator[Observation]:
     """another system prompt than in training
 
     the training recipe states a system prompt, and what serves or exports the model states another or none; or all rows
-    begin with one system text, and a Modelfile states another
+    begin with one system text, and a Modelfile states another; a warning if a Modelfile has SYSTEM, and a TEMPLATE that
+    writes neither .System nor .Messages
 
     Why: The adapter's behaviour is learnt beside the system text that all its rows had.
     Scope: default_system (LLaMA-Factory), system (ms-swift), default_system_message (Axolotl), the first rows of
         --data, SYSTEM (Modelfile); rows may have one of their own
     Action: state the same system prompt
     Verify: answers with and without it
+    Seen: https://github.com/ollama/ollama/issues/3848 -- a SYSTEM that the template does not write
     """
+    for link in _of(links, "modelfile"):
+        if link.system and link.template and not any(name in link.template for name in (".System", ".Messages")):
+            yield Observation(
+                f"{link.where} has SYSTEM {link.system[:60]!r}, which its TEMPLATE writes nowhere: neither .System nor "
+                ".Messages",
+                {"served": link.where},
+                severity="warning",
+            )
     trained = next((link for link in _of(links, "recipe", "rows") if link.system), None)
     if trained is None:
         raise Unknown("no recipe states a system prompt, and no rows have one text of it")
@@ -289,6 +324,67 @@ def _other_calls(links: Links) -> Iterator[Observation]:
             )
 
 
+@PromptRule("PRM508", severity="warning", confidence=0.7)
+def _other_thoughts(links: Links) -> Iterator[Observation]:
+    """trained without thoughts, served with them
+
+    a recipe sets enable_thinking to false, and a server's command does not, while the template that is served leaves
+    thoughts out only where it is told to; info of a merged model without such a command
+
+    Why: The adapter learnt to answer after an empty block of thought; without it the model begins to think.
+    Scope: recipes of LLaMA-Factory and ms-swift; vLLM, SGLang, llama-server, MLX-LM and LLaMA-Factory's own server
+    Action: --default-chat-template-kwargs '{"enable_thinking": false}' (vLLM), --chat-template-kwargs (llama-server),
+        or chat_template_kwargs in each request
+    Verify: the answer to one message begins without <think>
+    Seen: https://github.com/hiyouga/LlamaFactory/issues/9765 -- the merged model thinks, the recipe's server did not
+    """
+    trained = next((link for link in _of(links, "recipe") if link.thinks is False), None)
+    if trained is None:
+        raise Unknown("no recipe turns thinking off")
+    switched = next(
+        (one for one in _of(links, "merged", "tokenizer", "base") if _SWITCH.search(one.template or "")), None
+    )
+    for link in _of(links, "server") or ([switched] if switched is not None and switched.kind == "merged" else []):
+        own = link.program == trained.program or (switched if link.template is None else _SWITCH.search(link.template))
+        if own and not link.name.endswith("nothink") and link.thinks is not False:
+            yield Observation(
+                f"{trained.where} sets enable_thinking to false, and {link.where} does not: unless each request does, "
+                "the template lets the model think",
+                {"trained": trained.where, "served": link.where},
+                severity="info" if link.kind == "merged" else None,
+            )
+
+
+@PromptRule("PRM509", severity="info", confidence=0.8, evidence=(_MODELFILE,))
+def _less_room(links: Links) -> Iterator[Observation]:
+    """less context than the rows of training had
+
+    a server's command or a Modelfile has a context that is shorter than the longest row that training takes; a warning
+    of a Modelfile
+
+    Why: vLLM refuses a longer prompt, and Ollama cuts its beginning off in silence.
+    Scope: cutoff_len, max_length, sequence_len and max_seq_length of recipes; --max-model-len, --context-length,
+        --ctx-size, num_ctx
+    Action: give the context that training had, if rows were so long (check --data counts them)
+    Verify: the server's log of a prompt as long as the longest row
+    Seen: https://github.com/ollama/ollama/issues/6648 -- bad answers to long prompts, until num_ctx was raised
+    """
+    trained = max(
+        (link for link in _of(links, "recipe") if link.longest), key=lambda link: link.longest or 0, default=None
+    )
+    served = [link for link in links if link.room]
+    if trained is None or trained.longest is None or not served:
+        raise Unknown("no recipe states the length of rows" if trained is None else "no file states the context served")
+    for link in served:
+        if link.room is not None and link.room < trained.longest:
+            yield Observation(
+                f"{trained.where} takes rows of up to {trained.longest:,} tokens, and {link.where} serves "
+                f"{link.room:,}, the answer included",
+                {"trained": trained.longest, "served": link.room},
+                severity="warning" if link.kind == "modelfile" else None,
+            )
+
+
 PROMPT_RULES: Final[tuple[Rule[Links], ...]] = (
     _no_template,
     _other_form,
@@ -297,4 +393,6 @@ PROMPT_RULES: Final[tuple[Rule[Links], ...]] = (
     _bos_twice,
     _other_answers,
     _other_calls,
+    _other_thoughts,
+    _less_room,
 )
