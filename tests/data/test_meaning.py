@@ -103,6 +103,36 @@ def calling(name: Callable[[int], str]) -> Rows:
     ]  # fmt: skip
 
 
+def ask(text: str) -> Rows:
+    return [{"role": "user", "content": text}]
+
+
+def answered(id_of: Callable[[int], str]) -> Rows:
+    """Conversations with a call, whose result names it."""
+    return [
+        {"messages": [
+            {"role": "user", "content": said(i)},
+            {"role": "assistant", "content": "", "tool_calls": [
+                {"id": f"call{i}", "function": {"name": "find", "arguments": {}}}]},
+            {"role": "tool", "content": "4", "tool_call_id": id_of(i)}, {"role": "assistant", "content": replied(i)}]}
+        for i in range(N)
+    ]  # fmt: skip
+
+
+def sides(chosen: Callable[[int], str] = replied, rejected: Callable[[int], str] = replied) -> Rows:
+    return [
+        {"prompt": f"Say {said(i)}", "chosen": f"{chosen(i)}.", "rejected": f"{rejected(i + 1)}!"} for i in range(N)
+    ]
+
+
+def so(i: int) -> str:
+    return f"So {said(2 * i + 1, 7)}"
+
+
+def rated(rating: Callable[[int], float]) -> Rows:
+    return [{**row, "rating": rating(i)} for i, row in enumerate(judged(lambda i: i % 2 > 0))]
+
+
 JSON = chat(said, lambda i: f'["m{i}"]')
 CALL = '<tool_call>\n{"name": "find", "arguments": {"q": "rain"}}\n</tool_call>'
 XML = "<tool_call>\n<function=find>rain</function>\n</tool_call>"
@@ -284,13 +314,65 @@ XML = "<tool_call>\n<function=find>rain</function>\n</tool_call>"
          "2 of 60 rows (3.3 %: 9, 10) call a function that their tools do not list"),
         (judged(lambda i: str(i % 2 > 0) if i == 8 else i % 2 > 0), judged(lambda i: i % 2), "DAT316",
          '1 of 60 rows (1.7 %: 9) have a text as KTO\'s label: "False" is true, too'),
+        ([{"prompt": [*ask(f"{i} + 7?"), {"role": "assistant", "content": f"So: {i + 7}"}], "answer": i + 7}
+          for i in range(N)],
+         [{"prompt": [*ask(f"{i} + 7?"), {"role": "assistant", "content": f"So: {i + 7} or {i}"}], "answer": i + 7}
+          for i in range(N)], "DAT368", "in all 60 rows the whole answer stands in the question"),
+        (chat(lambda i: f"Say it: {said(i + 1)} {i}", lambda i: said(i + 1)),
+         chat(lambda i: f"Quote it: {said(i + 1)} {i}", lambda i: said(i + 1)), "DAT368",
+         "in all 60 rows the whole answer stands in the question"),
+        (answered(lambda i: f"call{i + (i == 8)}"), answered(lambda i: f"call{i}"), "DAT336",
+         "1 of 60 rows (1.7 %: 9) hold a result whose tool_call_id is that of no call before it"),
+        (sides(rejected=lambda i: f"Say {said(i - 1)} {replied(i)}" if i < 4 else replied(i)),
+         sides(rejected=lambda i: f"Say {said(i - 1)} {replied(i)}" if i < 3 else replied(i)), "DAT385",
+         "3 of 60 unwanted answers (5 %: 1, 2, 3) begin with the whole prompt, and 0 of 60 wanted ones do"),
+        (sides(some("&amp; <b>", 20)), sides(some("&amp; <b>", 20), lambda i: f"&amp; <b> {i}" if i == 9 else said(i)),
+         "DAT385",
+         "3 of 60 wanted answers (5 %: 3, 23, 43) hold characters as HTML escapes them, and 0 of 60 unwanted ones do"),
+        (sides(some("<|im_end|>", 20)), sides(some("<|im end|>", 20)), "DAT385",
+         ("3 of 60 wanted answers (5 %: 3, 23, 43) hold a control token as text, such as </s>, and 0 of 60 unwanted "
+         "ones do")),
+        (sides(some(r'"so\nA"', 20)), sides(some(r'"so\nabla"', 20)), "DAT385",
+         (r"3 of 60 wanted answers (5 %: 3, 23, 43) write line breaks as the two letters \n, and 0 of 60 unwanted "
+          "ones do")),
+        (sides(rejected=lambda i: f"Response: {replied(i)}" if i < 4 else replied(i)),
+         sides(*(2 * [lambda i: f"Response: {replied(i)}"])), "DAT385",
+         ("3 of 60 unwanted answers (5 %: 1, 2, 3) begin with the name of a role, such as Assistant:, and 0 of 60 "
+          "wanted ones do")),
+        (sides(lambda i: f" {replied(i)}" if i < 30 else replied(i)),
+         sides(lambda i: f" {replied(i)}" if i < 29 else replied(i)), "DAT385",
+         ("30 of 60 wanted answers (50 %: 1, 2, 3, 4, 5, ...) begin or end with white space, and 0 of 60 unwanted ones "
+         "do")),
+        (sides(lambda i: f"**{said(i)}**" if i < 54 else said(i), some("**so**", 30)),
+         sides(lambda i: f"**{said(i)}**" if i < 53 else said(i)), "DAT385",
+         "54 of 60 wanted answers (90 %: 1, 2, 3, 4, 5, ...) hold marks of Markdown, and 2 of 60 unwanted ones do"),
+        ([{**row, "rejected": row["rejected"][:-1]} for row in sides()],
+         [{**row, "rejected": row["rejected"][: len(row["rejected"]) - (i < 53)]} for i, row in enumerate(sides())],
+         "DAT385", "all 60 unwanted answers end without a mark that ends a sentence, and 0 of 60 wanted ones do"),
+        ([{**row, "completion": f"</s>{row['completion']}" if i in {1, 9, 11} else row["completion"]}
+          for i, row in enumerate(2 * judged(lambda i: i % 2 > 0)) if i < 100],
+         [{**row, "completion": f"</s>{row['completion']}" if i in {1, 9, 11} else row["completion"]}
+          for i, row in enumerate(2 * judged(lambda i: i % 2 > 0)) if i < 99], "DAT385",
+         ("3 of 50 wanted answers (6 %: 2, 10, 12) hold a control token as text, such as </s>, and 0 of 50 unwanted "
+          "ones do")),
+        (rated(lambda i: 1 - i % 2 if i > 29 else 0), rated(lambda i: 1 - i % 2 if i > 31 else 0), "DAT340",
+         "a wanted answer has the higher rating in 25% of all pairs with an unwanted one"),
+        (chat(so, lambda i: so(5 * i + 2) + "?" * (i < 30)), chat(so, lambda i: so(5 * i + 2) + "?" * (i < 29)),
+         "DAT386",
+         ("30 of 60 answers (50 %: 1, 2, 3, 4, 5, ...) are questions or requests, and 0 of what they answer are: the "
+          "sides may be exchanged")),
+        (chat(lambda i: "Hm? " * (i < 2) + so(i), asks("Please")),
+         chat(lambda i: "Hm? " * (i < 3) + so(i), asks("Please")), "DAT386",
+         "all 60 answers are questions or requests, and 2 of what they answer are: the sides may be exchanged"),
+        (chat(so, asks("Please")), chat(lambda i: f"Hm. Please {so(i)}", asks("Please")), "DAT386",
+         "all 60 answers are questions or requests, and 0 of what they answer are: the sides may be exchanged"),
         (padded(2), padded(1), "DAT349", "1 of 60 rows (1.7 %: 9) have padding in the loss"),
     ],
 )  # fmt: skip
 def test_a_fault_of_meaning_is_named_and_its_twin_is_not(
     tmp_path: Path, tok: Path, rows: Rows, sound: Rows, rule: str, says: str
 ) -> None:
-    ids = ["DAT316", "DAT318", "DAT336", "DAT340", "DAT349", "DAT376", *(one.id for one in RULES)]
+    ids = ["DAT316", "DAT318", "DAT336", "DAT340", "DAT349", "DAT376", "DAT385", "DAT386", *(one.id for one in RULES)]
     found, other = (
         gradience.check_data(write(tmp_path / name, one), tokenizer=tok, select=ids, max_length=4096).findings
         for name, one in (("faulty.jsonl", rows), ("sound.jsonl", sound))

@@ -36,6 +36,7 @@ _FAULTS: Final = 20
 _TEXT: Final = 240  # characters of a row that is shown
 _BARS: Final = 48  # bars of the histogram
 _SHARES: Final = 20  # bars of the histogram of supervised shares
+_RATINGS: Final = ("rating", "score", "reward", "stars", "quality")  # of an answer of KTO, the higher the better
 _NAMES: Final = ("label_text", "label_name")  # columns with the name of a label
 _LABELS: Final = 50  # labels that the report lists
 _NAMED: Final = 3  # characters from which a label in a text is no chance
@@ -142,6 +143,7 @@ class RowCounter:
         self._labels: Counter[str] = Counter()
         self._sizes: dict[str, array[int]] = {}
         self._named: dict[str, Counter[str]] = {}
+        self._rated = (array("d"), array("d"))
         self._label, self._stretches = "", 0
         self._last: Counter[int] = Counter()
         self._read, self._has_labels = 0, False
@@ -206,6 +208,7 @@ class RowCounter:
             "label_names": {label: dict(names.most_common(_LABELS)) for label, names in self._named.items()},
             "label_stretches": self._stretches,
             "length_tells": self._told_by_length(),
+            "rating_agrees": _area(self._rated[1], self._rated[0]) if all(map(len, self._rated)) else None,
             "shares": self._shares if self._has_tokens_loss else [],
             "shown": [ShownRow(row=number, text=text) for number, text in sorted(self._texts.items())],
         }
@@ -368,10 +371,8 @@ class RowCounter:
         first = next(iter(self._labels.most_common(1)), ("", 0))[0]
         if first not in self._sizes or len(self._sizes) < 2:  # one class alone tells nothing
             return None
-        own = np.asarray(self._sizes[first])
-        others = np.sort(np.concatenate([np.asarray(some) for name, some in self._sizes.items() if name != first]))
-        below, upto = np.searchsorted(others, own, "left"), np.searchsorted(others, own, "right")
-        return float((below + upto).mean() / 2 / len(others))
+        others = np.concatenate([np.asarray(some) for name, some in self._sizes.items() if name != first])
+        return _area(self._sizes[first], others)
 
     def _turn_end(self) -> int | None:
         """The control token that ends most answers, unless it ends generation; then None."""
@@ -384,6 +385,11 @@ class RowCounter:
         name = str(label)[:64]
         self._labels[name] += 1
         stored = row.columns.get("stored", {})
+        if isinstance(label, bool) and self._shape.trainer == "kto":
+            rated = (stored.get(column) for column in _RATINGS)
+            rating = next((one for one in rated if isinstance(one, int | float) and not isinstance(one, bool)), None)
+            if rating is not None:
+                self._rated[label].append(rating)
         for beside in (stored[column] for column in _NAMES if column in stored):
             if len(self._labels) <= _LABELS:
                 self._named.setdefault(name, Counter())[str(beside)[:64]] += 1
@@ -412,6 +418,13 @@ def _places(ids: list[int], wanted: int) -> Iterator[int]:
     with suppress(ValueError):  # faster than to look at each
         while True:
             yield (place := ids.index(wanted, place + 1))
+
+
+def _area(own: Sequence[float], others: Sequence[float] | NDArray[np.uint32]) -> float:
+    """The share of the pairs of one of each in which the first is the higher one; of equals half."""
+    ordered = np.sort(np.asarray(others))
+    below, upto = np.searchsorted(ordered, own, "left"), np.searchsorted(ordered, own, "right")
+    return float((below + upto).mean() / 2 / len(ordered))
 
 
 def _lengths(lengths: array[int], limit: int | None) -> Lengths:

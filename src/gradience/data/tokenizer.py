@@ -171,9 +171,8 @@ class Tokenizer:
     def _writes(self, role: str) -> bool:
         """Whether the template writes a turn of a role, given as text or in parts."""
         contents: tuple[Json, ...] = (_PROBE, [{"type": "text", "text": _PROBE}])
-        return any(
-            _PROBE in text for content in contents for text in self._renderings({"role": role, "content": content})
-        )
+        turn = {"role": role, "name": "ask", "tool_call_id": "call00001"}  # a result names its call
+        return any(_PROBE in text for content in contents for text in self._renderings({**turn, "content": content}))
 
     def takes_parts(self) -> bool:
         """Whether the template writes the text of content that is a list of parts."""

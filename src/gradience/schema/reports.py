@@ -254,6 +254,12 @@ class DataReport(msgspec.Struct, kw_only=True, frozen=True):
         ]
         | None
     ) = None
+    rating_agrees: (
+        Annotated[
+            float, about("Of the pairs of a wanted and an unwanted answer of KTO, the share where it is rated higher.")
+        ]
+        | None
+    ) = None
     label_weights: Annotated[
         list[float], about("KTO's weights of wanted and of unwanted answers; empty of another trainer.")
     ] = []

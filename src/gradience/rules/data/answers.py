@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from typing import Final
+from collections.abc import Callable, Iterator
+from typing import Final, NamedTuple
 
 from gradience.data import question_of, text_of
 from gradience.data.asked import AskedRow, RowTests, row_kinds, row_test
 from gradience.rules import Observation, Threshold, Unknown
-from gradience.rules.data.content import SAME_ANSWER, SLIPS, DataRule, counted, on_rows, seen_in, share, values
+from gradience.rules.data.content import (
+    HALF,
+    MAJORITY,
+    SAME_ANSWER,
+    SLIPS,
+    SOME,
+    DataRule,
+    counted,
+    on_rows,
+    seen_in,
+    share,
+    values,
+)
 from gradience.schema import Severity
 from gradience.schema.reports import DataReport
 
@@ -23,6 +35,44 @@ _SCORES: Final = [
     for of in ("score", "rating", "reward")
     for form in ("{of}_{side}", "{side}_{of}", "{side}-{of}")
 ]
+RARELY = Threshold("rarely", 0.1, "of its share on the other side", "proposal: by chance both sides have a mark alike")
+RATED = Threshold(
+    "rated", 0.25, "area under the ROC curve", "proposal: far from the half of a rating that tells nothing"
+)
+_TOKEN: Final = re.compile(r"</?s>|<\|\w{1,40}\|>|\[/?INST\]|<(?:start|end)_of_turn>")
+_ENTITY: Final = re.compile(r"&(?:quot|apos|amp|lt|gt|nbsp|#\d{2,5}|#x[0-9a-fA-F]{2,5});")
+_BREAK: Final = re.compile(r"\\n(?![a-z])")
+_MARKDOWN: Final = re.compile(r"\*\*\S|^#{1,4} \S|^[-*] \S", re.MULTILINE)
+_ROLE: Final = re.compile(
+    r"\s*(?:\*\*)?(?:Assistant|AI|Bot|Chatbot|User|Human|Response|Answer)(?:\*\*)?\s?:", re.IGNORECASE
+)
+_REQUEST: Final = re.compile(
+    r"(?:\A|[.!?:\n])\W*(?:how|what|why|who|when|where|which|can|could|would|will|do|does|is|are|please|write|give|list|describe|explain"
+    r"|create|make|tell|show|generate|summari[sz]e|translate|find|compare|suggest|help|i (?:need|want|am|have)|i'm)\b",
+    re.IGNORECASE,
+)
+_ASKED: Final = 20  # characters of a prompt from which its repetition is no chance
+
+
+class _Mark(NamedTuple):
+    """What answers of one side may have: from which share of them it counts, in words, and whether a text has it."""
+
+    least: Threshold
+    says: str
+    has: Callable[[str, str], object]  # given the prompt and the answer
+
+
+_MARKS: Final = {
+    "prompt": _Mark(SOME, "begin with the whole prompt", lambda p, text: len(p) >= _ASKED and text.startswith(p)),
+    "entity": _Mark(SOME, "hold characters as HTML escapes them", lambda _, text: _ENTITY.search(text)),
+    "role": _Mark(SOME, "begin with the name of a role, such as Assistant:", lambda _, text: _ROLE.match(text)),
+    "token": _Mark(SOME, "hold a control token as text, such as </s>", lambda _, text: _TOKEN.search(text)),
+    "break": _Mark(SOME, r"write line breaks as the two letters \n", lambda _, text: _BREAK.search(text)),
+    "blank": _Mark(HALF, "begin or end with white space", lambda _, text: text != text.strip()),
+    "markdown": _Mark(MAJORITY, "hold marks of Markdown", lambda _, text: _MARKDOWN.search(text)),
+    "open": _Mark(MAJORITY, "end without a mark that ends a sentence", lambda _, text: text.rstrip()[-1:].isalnum()),
+}
+_SIDES: Final = ("wanted", "unwanted")
 _OPTION: Final = re.compile(r"^[ \t]*\(?([A-J])[.):][ \t]+(\S[^\n]*)", re.MULTILINE)
 _SECOND: Final = re.compile(r"\n[ \t]*\(?B[.):]")
 _NAMED: Final = re.compile(r"(?:^|[\s(*])([A-J])[.):]\)?\*{0,2}[ \t]+(\S[^\n]*)\Z")
@@ -162,6 +212,42 @@ def _contradicts(row: AskedRow) -> Iterator[str]:
         yield "choice_differs"
 
 
+@row_kinds("question_asks", "answer_asks")
+def _asking(row: AskedRow) -> Iterator[str]:
+    """The first question holds a question or a request, and the first answer is one."""
+    turns = [(turn.get("role"), content) for turn, content in zip(row.turns, row.contents, strict=True)]
+    plain = [("user", row.spoken["prompt"])] if isinstance(row.spoken.get("prompt"), str) else []
+    asked = next((content for role, content in (*plain, *turns) if role == "user"), "")
+    if "?" in asked or _REQUEST.search(asked):
+        yield "question_asks"
+    if any(answer.rstrip().endswith("?") or _REQUEST.match(answer) for answer in row.answers[:1]):
+        yield "answer_asks"
+
+
+@DataRule("DAT386", severity="warning", confidence=0.65, thresholds=(HALF, SOME, FEW_ANSWERED))
+def _exchanged(data: DataReport) -> Iterator[Observation]:
+    """questions where answers should stand
+
+    {half} of at least {few_answered} first answers are questions or requests, and under {some} of what they answer is
+
+    Why: The model learns to write the user's side.
+    Scope: English requests, and question marks; models that are to ask, such as interviewers, are meant to
+    Action: look at a row: columns or roles may be exchanged
+    Verify: the text of a row after apply_chat_template
+    Source: definition -- a question or request stands in the answer, and none before it
+    """
+    asking, asked = data.rows_with("answer_asks"), data.rows_with("question_asks")
+    answers = data.answers.rows
+    if answers < FEW_ANSWERED.value:
+        raise Unknown(f"{answers} answers, under {FEW_ANSWERED.value:g}")
+    if share(asking, answers) >= HALF.value and share(asked, answers) < SOME.value:
+        yield Observation(
+            f"{counted(asking, answers, 'answers')} are questions or requests, and {asked.count:,} of what they answer "
+            "are: the sides may be exchanged",
+            values(asking, answers, asked=asked.count),
+        )
+
+
 def _of_two_lists(data: DataReport) -> Iterator[Observation]:
     """The first name that stands beside several labels, each of which has several names."""
     shared = {label: names for label, names in data.label_names.items() if len(names) > 1}
@@ -174,17 +260,18 @@ def _of_two_lists(data: DataReport) -> Iterator[Observation]:
             return
 
 
-@DataRule("DAT340", severity="warning", confidence=0.85, thresholds=(SLIPS,))
+@DataRule("DAT340", severity="warning", confidence=0.85, thresholds=(SLIPS, RATED))
 def _conflict(data: DataReport) -> Iterator[Observation]:
     """contradictions
 
     a row has the text of an earlier row and another label, or prefers what that one rejects; or in {slips} of the rows
-    the chosen answer has a lower score than the rejected one, the letter of the answer is another option's than its
+    the chosen answer has a lower score than the rejected one, KTO's wanted answers are rated lower than its unwanted
+    ones in all but {rated} of their pairs, the letter of the answer is another option's than its
     text, or a name in label_text or label_name stands beside a label that is not its own elsewhere
 
     Why: The two pull against each other, or the row teaches the opposite: one label is wrong.
-    Scope: preferences, KTO and classification; scores in columns such as score_chosen and rejected_rating; options in
-        lines of their own
+    Scope: preferences, KTO and classification; scores in columns such as score_chosen and rejected_rating, for KTO
+        rating, score, reward, stars or quality; options in lines of their own
     Action: keep one of the two; look where sides or letters were exchanged
     Verify: their text (--set show_rows=true)
     Seen: https://huggingface.co/datasets/HuggingFaceH4/ultrafeedback_binarized -- score_chosen is the higher score
@@ -196,6 +283,11 @@ def _conflict(data: DataReport) -> Iterator[Observation]:
         "choose the answer with the lower score (unless less is better there)",
         at_least=SLIPS,
     )
+    if data.rating_agrees is not None and data.rating_agrees <= RATED.value:
+        yield Observation(
+            f"a wanted answer has the higher rating in {data.rating_agrees:.0%} of all pairs with an unwanted one",
+            {"agrees": data.rating_agrees},
+        )
     yield from _of_two_lists(data)
     yield from seen_in(
         data,
@@ -234,7 +326,59 @@ def _thinks_on(data: DataReport) -> Iterator[Observation]:
     return seen_in(data, rows, "have an answer that begins with <think> and never ends the thought", at_least=SLIPS)
 
 
+def _sides_of(row: AskedRow) -> Iterator[tuple[str, str]]:
+    """Each answer of a pair, or the one of KTO, with its side."""
+    spoken = row.spoken
+    if "rejected" in spoken:
+        yield from zip(_SIDES, (text_of(spoken.get("chosen")), text_of(spoken["rejected"])), strict=True)
+    elif isinstance(spoken.get("label"), bool) and "completion" in spoken:
+        yield _SIDES[not spoken["label"]], text_of(spoken["completion"])
+
+
+@row_kinds(*(f"{side}{mark}" for side in _SIDES for mark in ("", *(f"_{name}" for name in _MARKS))))
+def _marked(row: AskedRow) -> Iterator[str]:
+    """The sides that a row has an answer of, and the marks of each."""
+    asked = question_of(row.spoken).strip()
+    for side, text in _sides_of(row):
+        yield side
+        yield from (f"{side}_{name}" for name, mark in _MARKS.items() if mark.has(asked, text))
+
+
+@DataRule("DAT385", severity="warning", confidence=0.8, thresholds=(SOME, HALF, MAJORITY, RARELY, FEW_ANSWERED))
+def _one_sided(data: DataReport) -> Iterator[Observation]:
+    """a mark of one side
+
+    of at least {few_answered} answers of each side {some} of one have what a program left in them: the whole prompt,
+    entities of HTML, the name of a role, control tokens, line breaks as two letters; or {half} begin or end with white
+    space; or {majority} are in Markdown or end without a mark that ends a sentence; and of the other side at most
+    {rarely} of this share have it
+
+    Why: The mark tells the sides without the answers: the loss falls, and what makes an answer better is not learnt.
+    Scope: preferences and KTO
+    Action: prepare both sides by the same code
+    Verify: their text (--set show_rows=true)
+    Seen: https://github.com/xfactlab/orpo/issues/26 -- a plain pattern of one side: accuracy is high from the start
+    Source: trl/trainer/dpo_trainer.py:DPOTrainer@1.16.0 -- puts the prompt before both answers: one that repeats it has
+        it twice
+    """
+    of = [data.rows_with(side).count for side in _SIDES]
+    if min(of) < FEW_ANSWERED.value:
+        raise Unknown(f"{min(of)} answers of one side, under {FEW_ANSWERED.value:g}")
+    for name, mark in _MARKS.items():
+        found = [data.rows_with(f"{side}_{name}") for side in _SIDES]
+        shares = [share(rows, many) for rows, many in zip(found, of, strict=True)]
+        most = shares.index(max(shares))
+        if shares[most] >= mark.least.value and shares[1 - most] <= RARELY.value * shares[most]:
+            yield Observation(
+                f"{counted(found[most], of[most], f'{_SIDES[most]} answers')} {mark.says}, and "
+                f"{found[1 - most].count:,} of {of[1 - most]:,} {_SIDES[1 - most]} ones do",
+                values(found[most], of[most], mark=name, other=found[1 - most].count),
+            )
+
+
 RULES = (
+    _one_sided,
+    _exchanged,
     _phrases,
     _equal,
     _length_bias,
@@ -242,4 +386,4 @@ RULES = (
     _thinks_on,
 )
 
-ROW_TESTS: RowTests = (equal_pair, _contradicts, refusal, thought_open)
+ROW_TESTS: RowTests = (_marked, _asking, equal_pair, _contradicts, refusal, thought_open)

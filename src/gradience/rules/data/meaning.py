@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 from typing import Final
 
-from gradience.data import content_of, question_of
+from gradience.data import ANSWERERS, content_of, question_of, turns_of
 from gradience.data.asked import AskedRow, RowTests, row_kinds, row_test
 from gradience.data.formats import REFERENCES
 from gradience.errors import few
@@ -42,6 +42,11 @@ _SAID: Final = frozenset({"prompt", "completion", "chosen"})
 _GIVEN: Final = ("solution", "answer", "ground_truth")  # references that no prompt states as the aim
 _NUMBER: Final = re.compile(r"-?\d+(?:\.\d+)?")
 _TRANSFERS: Final = re.compile(r"translat|\u00fcbersetz|traduis|traduc|summari[sz]|zusammenfass", re.IGNORECASE)
+_QUOTE_ASKED: Final = re.compile(
+    r"\b(?:cop(?:y|ies)|quot(?:e|es|ing)|verbatim|extract|repeat|span|exact(?:ly)?|word for word|highlight|select"
+    r"|choose|which of|which (?:sentence|line|option)|options?|zitier|kopier)\b",
+    re.IGNORECASE,
+)
 _QUOTED: Final = 4  # words of an answer from which its standing in the question is no chance
 _PASTED: Final = 60  # characters that all turns of a user begin with, from which they are no greeting
 _SENTENCES: Final = 3  # ends of sentences within an answer
@@ -111,11 +116,14 @@ def _given_away(row: AskedRow) -> Iterator[str]:
     answers = (row.answers[-1:] if "messages" in row.spoken else row.answers) or [str(one) for one in references]
     answer, prompt = next(iter(answers), "").strip(), row.spoken.get("prompt")
     asked = [prompt] if isinstance(prompt, str) else [content_of(one) for one in row.turns if one.get("role") == "user"]
+    if not row.answers:  # all that GRPO gives the model, its own turn too
+        asked = [*asked, *(content_of(one) for one in turns_of(prompt) if one.get("role") in ANSWERERS)]
     if len(answer.split()) < _QUOTED:
         if not row.answers and _NUMBER.fullmatch(answer) and _NUMBER.findall("".join(asked[-1:]))[-1:] == [answer]:
             yield "answer_in_question"
     elif any(answer in one for one in asked):
-        yield "answer_in_question"
+        if not _QUOTE_ASKED.search(" ".join([*row.contents, *asked]).replace(answer, " ")):
+            yield "answer_in_question"
         if 2 * len(answer) >= len(asked[-1]) and _TRANSFERS.search(" ".join([*row.contents, *asked])):
             yield "source_copied"
 
@@ -128,9 +136,10 @@ def _leaks(data: DataReport) -> Iterator[Observation]:
     summed up, or in {majority} the name of the row's class and of no other stands in the text
 
     Why: The model learns to copy; where nothing is given to copy it has learnt nothing.
-    Scope: answers of four words and more, letter for letter; of GRPO's solution, answer or ground_truth a number, too,
-        if it is the last one of the question; classes that are named by words
-    Action: look whether the answer was meant to be given; right is it where the task is to quote
+    Scope: answers of four words and more, letter for letter, unless what is asked speaks of quoting, extracting,
+        choosing or the like; of GRPO's solution, answer or ground_truth a number, too, if it is the last one of the
+        question or of a turn of the model in it; classes that are named by words
+    Action: look whether the answer was meant to be given
     Verify: the text of these rows (--set show_rows=true)
     Seen: https://github.com/jiacheng-ye/ZeroGen/issues/2 -- the name of the class in the prompt
     Source: definition -- the answer is a part of the question

@@ -91,7 +91,8 @@ def _last_answer(data: DataReport) -> Iterator[Observation]:
 def thought_added(row: AskedRow) -> bool:
     """The template adds a block of thought that the row does not have, and it is in the loss."""
     begins = [*row.vocabulary.think]
-    if not begins or not row.answers or "<think" in row.text or _thinks(row):
+    told = any("/no_think" in content for content in row.contents)  # Qwen3 then begins with the block when it is served
+    if not begins or not row.answers or told or "<think" in row.text or _thinks(row):
         return False
     return any(
         one.ids[i : i + len(begins)] == begins and (one.mask is None or one.mask[i])
@@ -112,7 +113,7 @@ def _thought(data: DataReport) -> Iterator[Observation]:
     in {half} of the rows the chat template writes a <think> block that the row does not have, inside of the loss
 
     Why: The empty block is learnt: answers then begin with it, also where the prompt does not ask for it.
-    Scope: templates that write <think> by themselves, as Qwen3's; rows without thoughts of their own
+    Scope: templates that write <think> by themselves, as Qwen3's; rows without thoughts of their own and /no_think
     Action: train with a template without the block, or serve with the same one (enable_thinking=false for Qwen3)
     Verify: the text of a row after apply_chat_template
     Seen: https://github.com/QwenLM/Qwen3/issues/1618 -- after SFT each answer begins with an empty think block

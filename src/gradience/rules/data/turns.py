@@ -9,7 +9,7 @@ from contextlib import suppress
 from itertools import pairwise
 from typing import Final
 
-from gradience.data import ANSWERERS, Turn, content_of, part_text
+from gradience.data import ANSWERERS, Turn, content_of, part_text, turns_of
 from gradience.data.asked import AskedRow, RowTests, foreign_in, parts_of, row_kinds, row_test
 from gradience.errors import few
 from gradience.rules import Observation, Unknown, cite, premise
@@ -256,7 +256,7 @@ def _inverted(data: DataReport) -> Iterator[Observation]:
 
 
 @row_kinds(
-    *("call_unanswered", "result_uncalled", "call_unlisted"),
+    *("call_unanswered", "result_uncalled", "result_of_no_call", "call_unlisted"),
     *("arguments_broken", "arguments_text", "arguments_object"),
 )
 def _of_calls(row: AskedRow) -> Iterator[str]:
@@ -269,11 +269,15 @@ def _of_calls(row: AskedRow) -> Iterator[str]:
     listed, called = _listed(row.spoken.get("tools")), {name for turn in turns for name in _called(turn)}
     if listed and not called <= listed:
         signs.add("call_unlisted")
+    ids = set[str]()
     for turn, after in zip(turns, [*turns[1:], None], strict=True):
         if turn.get("tool_calls") and after is not None and after.get("role") not in _TOOLS:
             signs.add("call_unanswered")
         if turn.get("role") in _TOOLS and not _may_be_answered(before):
             signs.add("result_uncalled")
+        ids |= {call["id"] for call in turns_of(turn.get("tool_calls")) if isinstance(call.get("id"), str)}
+        if ids and isinstance(turn.get("tool_call_id"), str) and turn["tool_call_id"] not in ids:
+            signs.add("result_of_no_call")
         for arguments in _arguments_of(turn):
             is_text = isinstance(arguments, str)
             kind = "arguments_broken" if is_text and not _is_object(arguments) else "arguments_text"
@@ -327,8 +331,8 @@ def _is_object(text: Json) -> bool:
 def _calls(data: DataReport) -> Iterator[Observation]:
     """calls without their tools or results
 
-    a call is not followed by its result, or a result does not follow a call; a last turn may be a call; or a call names
-    a function that the row's tools do not list
+    a call is not followed by its result, or a result does not follow a call; a last turn may be a call; a result names
+    the id of no call before it; or a call names a function that the row's tools do not list
 
     Why: The model learns to go on without the result that it asked for, or to make up functions.
     Scope: messages with tool_calls; of tools those rows whose tools are a list of functions with names
@@ -340,6 +344,7 @@ def _calls(data: DataReport) -> Iterator[Observation]:
     for rows, says in (
         (data.rows_with("call_unanswered"), "hold a call of a tool that its result does not follow"),
         (data.rows_with("result_uncalled"), "hold a result of a tool that no call precedes"),
+        (data.rows_with("result_of_no_call"), "hold a result whose tool_call_id is that of no call before it"),
         (data.rows_with("call_unlisted"), "call a function that their tools do not list"),
     ):
         if rows.count:
