@@ -133,6 +133,9 @@ def rated(rating: Callable[[int], float]) -> Rows:
     return [{**row, "rating": rating(i)} for i, row in enumerate(judged(lambda i: i % 2 > 0))]
 
 
+SWAPPED = (
+    "15 of 60 rows (25 %: 1, 2, 3, 4, 5, ...) ask in each answer and in no turn of the user: the sides may be exchanged"
+)
 JSON = chat(said, lambda i: f'["m{i}"]')
 CALL = '<tool_call>\n{"name": "find", "arguments": {"q": "rain"}}\n</tool_call>'
 XML = "<tool_call>\n<function=find>rain</function>\n</tool_call>"
@@ -357,15 +360,12 @@ XML = "<tool_call>\n<function=find>rain</function>\n</tool_call>"
           "ones do")),
         (rated(lambda i: 1 - i % 2 if i > 29 else 0), rated(lambda i: 1 - i % 2 if i > 31 else 0), "DAT340",
          "a wanted answer has the higher rating in 25% of all pairs with an unwanted one"),
-        (chat(so, lambda i: so(5 * i + 2) + "?" * (i < 30)), chat(so, lambda i: so(5 * i + 2) + "?" * (i < 29)),
-         "DAT386",
-         ("30 of 60 answers (50 %: 1, 2, 3, 4, 5, ...) are questions or requests, and 0 of what they answer are: the "
-          "sides may be exchanged")),
-        (chat(lambda i: "Hm? " * (i < 2) + so(i), asks("Please")),
-         chat(lambda i: "Hm? " * (i < 3) + so(i), asks("Please")), "DAT386",
-         "all 60 answers are questions or requests, and 2 of what they answer are: the sides may be exchanged"),
-        (chat(so, asks("Please")), chat(lambda i: f"Hm. Please {so(i)}", asks("Please")), "DAT386",
-         "all 60 answers are questions or requests, and 0 of what they answer are: the sides may be exchanged"),
+        (chat(so, lambda i: so(5 * i + 2) + "?" * (i < 15)), chat(so, lambda i: so(5 * i + 2) + "?" * (i < 14)),
+         "DAT386", SWAPPED),
+        (chat(lambda i: "Hm? " * (i > 14) + so(i), asks("Please")),
+         chat(lambda i: "Hm? " * (i > 13) + so(i), asks("Please")), "DAT386", SWAPPED),
+        (chat(lambda i: so(i) if i < 15 else f"Hm. Please {so(i)}", asks("Please")),
+         chat(so, lambda i: f"Fine. Please {so(5 * i + 2)}?"), "DAT386", SWAPPED),
         (padded(2), padded(1), "DAT349", "1 of 60 rows (1.7 %: 9) have padding in the loss"),
     ],
 )  # fmt: skip

@@ -70,7 +70,27 @@ def test_an_answer_that_begins_with_the_words_of_the_question_echoes_it(answer: 
     assert ("echo" in signs_of({"messages": turns})) is shown
 
 
-OF_STYLE = {*("wanted", "unwanted", "wanted_open", "unwanted_open", "wanted_blank", "unwanted_blank", "question_asks")}
+@every(
+    ("said", "shown"),
+    [
+        (("Bread is warm.", "Why is bread warm?"), True),
+        (("Bread is warm.", "It is. Why?"), False),
+        (("Bread is warm.", "tell me why"), True),
+        (("Bread is warm. Tell me why.", "Why is bread warm?"), False),
+        (("How can I help you?", "Why is bread warm?", "It is new. Is it so.", "And then?"), True),
+        (("How can I help you?", "Why is bread warm?", "Is it new.", "And then?"), False),
+        (("How can I help you?", "Why is bread warm?", "It is new.", "I see."), False),
+        (("How did I help you?", "Why is bread warm?"), False),
+    ],
+)
+def test_sides_are_exchanged_where_only_answers_ask(said: tuple[str, ...], shown: Any) -> None:
+    turns = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(said)]
+    assert ("sides_swapped" in signs_of({"messages": turns})) is shown
+    if len(said) == 2:  # one question and its answer
+        assert ("sides_swapped" in signs_of({"prompt": said[0], "completion": said[1]})) is shown
+
+
+OF_STYLE = {*("wanted", "unwanted", "wanted_open", "unwanted_open", "wanted_blank", "unwanted_blank")}
 END, TURN, PAD = 2, 3, 4
 KNOWN = Vocabulary(1000, frozenset({END}), frozenset({END, TURN}), PAD, 1)
 IDS = [300, 301, 302, 303]

@@ -51,6 +51,10 @@ _REQUEST: Final = re.compile(
     r"|create|make|tell|show|generate|summari[sz]e|translate|find|compare|suggest|help|i (?:need|want|am|have)|i'm)\b",
     re.IGNORECASE,
 )
+_QUESTION: Final = re.compile(r"[^.!?]*\?\s*")
+_OFFERS: Final = re.compile(
+    r"(?:can|may|could|do) I (?:help|assist|do for)|would you like to know|ask me (?:any|about)", re.IGNORECASE
+)
 _ASKED: Final = 20  # characters of a prompt from which its repetition is no chance
 
 
@@ -212,40 +216,39 @@ def _contradicts(row: AskedRow) -> Iterator[str]:
         yield "choice_differs"
 
 
-@row_kinds("question_asks", "answer_asks")
-def _asking(row: AskedRow) -> Iterator[str]:
-    """The first question holds a question or a request, and the first answer is one."""
-    turns = [(turn.get("role"), content) for turn, content in zip(row.turns, row.contents, strict=True)]
-    plain = [("user", row.spoken["prompt"])] if isinstance(row.spoken.get("prompt"), str) else []
-    asked = next((content for role, content in (*plain, *turns) if role == "user"), "")
-    if "?" in asked or _REQUEST.search(asked):
-        yield "question_asks"
-    if any(answer.rstrip().endswith("?") or _REQUEST.match(answer) for answer in row.answers[:1]):
-        yield "answer_asks"
+@row_test
+def sides_swapped(row: AskedRow) -> bool:
+    """Each answer is a question or a request, and no turn of the user is, but for a greeting that offers help."""
+    turns = zip(row.turns, row.contents, strict=True)
+    asked = [row.spoken["prompt"]] if isinstance(row.spoken.get("prompt"), str) else []
+    asked += [content for turn, content in turns if turn.get("role") == "user"]
+    answers = row.answers if "messages" in row.spoken else row.answers[:1]
+    if not answers or not all(_REQUEST.match(one) or _QUESTION.fullmatch(one) for one in answers):
+        return False
+    return not any(
+        not _OFFERS.search(one) and ("?" in one or (_REQUEST.match if i else _REQUEST.search)(one))
+        for i, one in enumerate(asked)
+    )
 
 
-@DataRule("DAT386", severity="warning", confidence=0.65, thresholds=(HALF, SOME, FEW_ANSWERED))
+@DataRule("DAT386", severity="warning", confidence=0.65, thresholds=(REFUSING, FEW_ANSWERED))
 def _exchanged(data: DataReport) -> Iterator[Observation]:
     """questions where answers should stand
 
-    {half} of at least {few_answered} first answers are questions or requests, and under {some} of what they answer is
+    in {refusing} of at least {few_answered} rows each answer is a question or a request, and no turn of the user is
 
     Why: The model learns to write the user's side.
-    Scope: English requests, and question marks; models that are to ask, such as interviewers, are meant to
-    Action: look at a row: columns or roles may be exchanged
+    Scope: English requests, and question marks; a user's offer of help is the assistant's; models that are to ask, such
+        as interviewers, are meant to
+    Action: look at these rows: columns or roles may be exchanged
     Verify: the text of a row after apply_chat_template
-    Source: definition -- a question or request stands in the answer, and none before it
+    Source: llamafactory/data/converter.py:SharegptDatasetConverter@0.9.4 -- what stands under gpt is learnt
     """
-    asking, asked = data.rows_with("answer_asks"), data.rows_with("question_asks")
-    answers = data.answers.rows
+    rows, answers = data.rows_with("sides_swapped"), data.answers.rows
     if answers < FEW_ANSWERED.value:
         raise Unknown(f"{answers} answers, under {FEW_ANSWERED.value:g}")
-    if share(asking, answers) >= HALF.value and share(asked, answers) < SOME.value:
-        yield Observation(
-            f"{counted(asking, answers, 'answers')} are questions or requests, and {asked.count:,} of what they answer "
-            "are: the sides may be exchanged",
-            values(asking, answers, asked=asked.count),
-        )
+    if share(rows, answers) >= REFUSING.value:
+        yield on_rows(data, rows, "ask in each answer and in no turn of the user: the sides may be exchanged")
 
 
 def _of_two_lists(data: DataReport) -> Iterator[Observation]:
@@ -386,4 +389,4 @@ RULES = (
     _thinks_on,
 )
 
-ROW_TESTS: RowTests = (_marked, _asking, equal_pair, _contradicts, refusal, thought_open)
+ROW_TESTS: RowTests = (_marked, sides_swapped, equal_pair, _contradicts, refusal, thought_open)
