@@ -1,7 +1,8 @@
 """Random reports, generated from their types, and the lines that the terminal and the pages show of each.
 
-Every field of a report has a random value of its type, or its default. So branches of a view are reached that no
-existing run reaches. The lines are pinned in `golden/reports_drawn.json`. After an intended change,
+Every field of a report has a random value of its type, or its default, drawn by its own name, so that a new field
+leaves the others as they are. So branches of a view are reached that no existing run reaches. The lines are pinned
+in `golden/reports_drawn.json`. After an intended change,
 `python tests/drawn_reports.py` writes the file again, and its diff shows the change as a reader sees it.
 """
 
@@ -64,11 +65,13 @@ def _within(kind: Any, values: list[Any], rng: random.Random) -> Any:
 
 def _struct(rng: random.Random, kind: Any, depth: int) -> Any:
     given = {}
+    seed = rng.random()
     for field in kind.fields:
+        own = random.Random(f"{seed} {field.name}")  # noqa: S311  # an input repeats itself
         optional = not field.required
-        if optional and (depth > DEEPEST or rng.random() < 0.25):
+        if optional and (depth > DEEPEST or own.random() < 0.25):
             continue
-        given[field.name] = made(rng, field.type, depth + 1)
+        given[field.name] = made(own, field.type, depth + 1)
     return kind.cls(**given)
 
 
@@ -79,8 +82,9 @@ def _union(rng: random.Random, kind: Any, depth: int) -> Any:
     return made(rng, some[0] if rng.random() < 0.9 else rng.choice(some), depth)
 
 
-def _some(rng: random.Random, make: Callable[[], Any]) -> list[Any]:
-    return [make() for _ in range(rng.choice([0, 1, 2, 2, 3, 7]))]
+def _some(rng: random.Random, kind: Any, make: Callable[[], Any]) -> list[Any]:
+    length = max(rng.choice([0, 1, 2, 2, 3, 7]), kind.min_length or 0)
+    return [make() for _ in range(length if kind.max_length is None else min(length, kind.max_length))]
 
 
 MAKERS: Final[dict[type, Make]] = {
@@ -95,11 +99,13 @@ MAKERS: Final[dict[type, Make]] = {
     inspect.UnionType: _union,
     inspect.StructType: _struct,
     inspect.Metadata: lambda rng, kind, depth: made(rng, kind.type, depth),
-    inspect.ListType: lambda rng, kind, depth: _some(rng, lambda: made(rng, kind.item_type, depth + 1)),
-    inspect.VarTupleType: lambda rng, kind, depth: tuple(_some(rng, lambda: made(rng, kind.item_type, depth + 1))),
+    inspect.ListType: lambda rng, kind, depth: _some(rng, kind, lambda: made(rng, kind.item_type, depth + 1)),
+    inspect.VarTupleType: lambda rng, kind, depth: tuple(
+        _some(rng, kind, lambda: made(rng, kind.item_type, depth + 1))
+    ),
     inspect.TupleType: lambda rng, kind, depth: tuple(made(rng, one, depth + 1) for one in kind.item_types),
     inspect.DictType: lambda rng, kind, depth: dict(
-        _some(rng, lambda: (_key(rng, kind.key_type), made(rng, kind.value_type, depth + 1)))
+        _some(rng, kind, lambda: (_key(rng, kind.key_type), made(rng, kind.value_type, depth + 1)))
     ),
 }
 
