@@ -73,6 +73,19 @@ def paired(beside: Callable[[int], dict[str, Any]]) -> Rows:
     return [{"prompt": said(i), "chosen": replied(i), "rejected": f"No {said(i + 1)}", **beside(i)} for i in range(N)]
 
 
+def who(rejected: Callable[[int], int]) -> Rows:
+    """Pairs whose rejected answer names whom another row asks for."""
+    return [
+        {"prompt": f"Who is name{i:04}?", "chosen": f"So: {replied(i)} name{i:04}",
+         "rejected": f"No: {said(i, 4)} name{rejected(i):04}"}
+        for i in range(N)
+    ]  # fmt: skip
+
+
+def told(beside: Callable[[int], Any]) -> Rows:
+    return [{"instruction": said(i), "input": beside(i), "output": replied(i)} for i in range(N)]
+
+
 def judged(label: Callable[[int], Any]) -> Rows:
     return [{"prompt": said(i), "completion": replied(i), "label": label(i)} for i in range(N)]
 
@@ -126,7 +139,7 @@ def sides(chosen: Callable[[int], str] = replied, rejected: Callable[[int], str]
 
 
 def so(i: int) -> str:
-    return f"So {said(2 * i + 1, 7)}"
+    return f"Yes, {said(2 * i + 1, 7)}"
 
 
 def rated(rating: Callable[[int], float]) -> Rows:
@@ -169,6 +182,9 @@ XML = "<tool_call>\n<function=find>rain</function>\n</tool_call>"
         (chat(said, lambda i: f"\n<think>{said(i)} {i}" + ("" if i == 8 else "</think>") + said(i + 1)),
          chat(said, lambda i: f"Write <think> first. {i}" if i == 8 else f"<think>hm</think> {replied(i)}"), "DAT376",
          "1 of 60 rows (1.7 %: 9) have an answer that begins with <think> and never ends the thought"),
+        (chat(said, lambda i: f"<think>{said(i)} {i}</think>" + ("" if i == 8 else said(i + 1))),
+         chat(said, lambda i: f"<think>{said(i)} {i}</think>{said(i + 1)}"), "DAT376",
+         "1 of 60 rows (1.7 %: 9) have an answer with nothing after </think>"),
         (talk(lambda i, k: f"{WHO[8:]}: {said(i + k)}" if i < 3 else said(i + k)),
          talk(lambda i, k: f"{WHO[8:]}: {said(i + k)}" if i < 3 and k else said(i + k)), "DAT372",
          "3 of 60 rows (5 %: 1, 2, 3) repeat one text before every question of the user"),
@@ -209,7 +225,7 @@ XML = "<tool_call>\n<function=find>rain</function>\n</tool_call>"
          chat(said, lambda i: (f"['n{i}']" if i < 2 else f'["n{i}"]') if i < 29 else replied(i)), "DAT381",
          "2 of 60 answers (3.3 %: 1, 2) are values as Python prints them"),
         (chat(said, lambda i: '{"n": ' + (f"{i}" if i == 4 else f"{i}}}")),
-         chat(said, lambda i: f"[Ann] {said(i)}" if i % 2 else f"{{{{name}}}} {said(i)}"), "DAT381",
+         chat(said, lambda i: f"[Ann] {said(i)}" if i != 4 else f"{{{{name}}}} {said(i)}"), "DAT381",
          "1 of 60 answers (1.7 %: 5) begin as JSON, and are none"),
         (
             chat(lambda i: f"Give Python's list. {i}", lambda i: (f"['n{i}']", f'["n{i}",')[i % 2]) + JSON,
@@ -251,6 +267,15 @@ XML = "<tool_call>\n<function=find>rain</function>\n</tool_call>"
             ),
         ),
         (
+            who(third),
+            who(lambda i: i if i % 9 < 3 else third(i)),
+            "DAT378",
+            (
+                "of 60 words of rejected answers, which few questions and few rejected answers have, 0 stand in the "
+                "question of their row: of 40 the answer stands 1 row before its question"
+            ),
+        ),
+        (
             chat(said, lambda i: (f"{said(i, 9)}. " * 9)[:180] if i < 20 else replied(i)),
             chat(said, lambda i: (f"{said(i, 9)}. " * 9)[:180] if i < 19 else replied(i)),
             "DAT380",
@@ -284,6 +309,11 @@ XML = "<tool_call>\n<function=find>rain</function>\n</tool_call>"
         (chat(lambda i: f"Sum up {{text}} {said(i)}" if i < 3 else said(i)),
          chat(lambda i: f"Sum up {{text}} {said(i)}" if i < 2 else f"Fill the template {{text}} {i}"), "DAT384",
          "3 of 60 rows (5 %: 1, 2, 3) ask with a name in braces that nothing was put in place of"),
+        (chat(said, lambda i: f"{replied(i)} {{{{name}}}}" if i < 3 else replied(i)),
+         chat(lambda i: f"Take {{{{name}}}} in {{{{braces}}}}: {said(i)}" if i < 3 else f"Fill the template {said(i)}",
+              lambda i: f"{replied(i)} {{{{name}}}}" if i != 5 else f"{{{{{{name}}}}}} {{name}} {replied(i)}"),
+         "DAT384",
+         "3 of 60 rows (5 %: 1, 2, 3) answer with a name in double braces that nothing was put in place of"),
         (chat(lambda i: f"Translate: {said(i)}", lambda i: said(i) if i < 3 else replied(i)),
          chat(lambda i: f"{('Translate', 'Correct')[i > 1]}: {said(i)}", lambda i: said(i) if i < 5 else replied(i)),
          "DAT368", "in 3 of 60 rows (5 %: 1, 2, 3) the answer is the text that it should translate or sum up"),
@@ -366,13 +396,32 @@ XML = "<tool_call>\n<function=find>rain</function>\n</tool_call>"
          chat(lambda i: "Hm? " * (i > 13) + so(i), asks("Please")), "DAT386", SWAPPED),
         (chat(lambda i: so(i) if i < 15 else f"Hm. Please {so(i)}", asks("Please")),
          chat(so, lambda i: f"Fine. Please {so(5 * i + 2)}?"), "DAT386", SWAPPED),
+        (chat(so, lambda i: f"Hey, and thanks! Briefly, what is it.{so(5 * i + 2)}" if i < 15 else so(5 * i + 2)),
+         chat(so, lambda i: f"Hey, and so on! Thanks. {so(5 * i + 2)}"), "DAT386", SWAPPED),
+        (chat(so, lambda i: f"{so(5 * i + 2)[:-1]} v1.2?" if i < 15 else so(5 * i + 2)),
+         chat(so, lambda i: f"{so(5 * i + 2)[:-1]} v1. 2?"), "DAT386", SWAPPED),
+        (told({7: "nan", 8: "None", 9: "null"}.get), told(lambda i: "n/a" if i == 8 else None),
+         "DAT311",
+         ("3 of 60 rows (5 %: 8, 9, 10) have nan, None or the like as text where nothing should stand beside the "
+          "question")),
         (padded(2), padded(1), "DAT349", "1 of 60 rows (1.7 %: 9) have padding in the loss"),
     ],
 )  # fmt: skip
 def test_a_fault_of_meaning_is_named_and_its_twin_is_not(
     tmp_path: Path, tok: Path, rows: Rows, sound: Rows, rule: str, says: str
 ) -> None:
-    ids = ["DAT316", "DAT318", "DAT336", "DAT340", "DAT349", "DAT376", "DAT385", "DAT386", *(one.id for one in RULES)]
+    ids = [
+        "DAT311",
+        "DAT316",
+        "DAT318",
+        "DAT336",
+        "DAT340",
+        "DAT349",
+        "DAT376",
+        "DAT385",
+        "DAT386",
+        *(one.id for one in RULES),
+    ]
     found, other = (
         gradience.check_data(write(tmp_path / name, one), tokenizer=tok, select=ids, max_length=4096).findings
         for name, one in (("faulty.jsonl", rows), ("sound.jsonl", sound))

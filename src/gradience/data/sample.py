@@ -18,7 +18,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from gradience.data import Columns, answers_of, content_of, every_turn
+from gradience.data import Columns, answers_of, content_of, every_turn, text_of
 from gradience.data.equality import beside_of, differ
 from gradience.data.formats import ALPACA_END
 from gradience.data.overlap import (
@@ -187,7 +187,7 @@ class RowSample:
         self._sentences: Counter[int] = Counter()
         self._numbers: dict[int, list[int]] = {}
         self._rows = 0
-        self._pairing, self._questions, self._lengths = _Pairing(), _Longest(), _Longest()
+        self._pairing, self._rejected, self._questions, self._lengths = _Pairing(), _Pairing(), _Longest(), _Longest()
         self._asked, self._foreign = 0, list[int]()
 
     def add(self, number: int, columns: Columns, *, repeats: bool) -> None:
@@ -202,7 +202,10 @@ class RowSample:
         answers = answers_of(columns)
         answer = next(iter(answers), None)
         if answer is not None:
-            self._take_pair(number, _question_of(columns), answers[-1] if "messages" in columns else answer)
+            question = _question_of(columns)
+            self._take_pair(number, question, answers[-1] if "messages" in columns else answer)
+            if "rejected" in columns:
+                self._rejected.add(number, question, text_of(columns["rejected"]))
             self._take_answer(number, answer)
             if self._rows - 1 in self._told:
                 self._take_languages(number, answer, columns)
@@ -229,6 +232,7 @@ class RowSample:
         return {
             "paired": paired,
             "shifted": shifted,
+            "rejected": self._rejected.result()[0],
             "longest_questions": self._questions.result(),
             "longest_answers": self._lengths.result(),
         }

@@ -210,6 +210,7 @@ class DataReport(msgspec.Struct, kw_only=True, frozen=True):
     repeated: Repeated = Repeated()
     paired: Paired = Paired()
     shifted: Annotated[Paired, about("The stretch of rows in which most words are equally many rows off.")] = Paired()
+    rejected: Annotated[Paired, about("As `paired`, of rejected answers.")] = Paired()
     longest_questions: Longest = Longest()
     longest_answers: Longest = Longest()
     near: NearRows | None = None

@@ -47,11 +47,12 @@ _ROLE: Final = re.compile(
     r"\s*(?:\*\*)?(?:Assistant|AI|Bot|Chatbot|User|Human|Response|Answer)(?:\*\*)?\s?:", re.IGNORECASE
 )
 _REQUEST: Final = re.compile(
-    r"(?:\A|[.!?:\n])\W*(?:how|what|why|who|when|where|which|can|could|would|will|do|does|is|are|please|write|give|list|describe|explain"
+    r"(?:\A|[.!?:\n])\W*(?:(?:hey|hi|hello|ok|okay|so|and|but|also|now|then|thanks|thank you|briefly|quickly)\W+)*"
+    r"(?:how|what|why|who|when|where|which|can|could|would|will|do|does|is|are|please|write|give|list|describe|explain"
     r"|create|make|tell|show|generate|summari[sz]e|translate|find|compare|suggest|help|i (?:need|want|am|have)|i'm)\b",
     re.IGNORECASE,
 )
-_QUESTION: Final = re.compile(r"[^.!?]*\?\s*")
+_QUESTION: Final = re.compile(r"(?:[^.!?]|\.\w)*\?\s*")
 _OFFERS: Final = re.compile(
     r"(?:can|may|could|do) I (?:help|assist|do for)|would you like to know|ask me (?:any|about)", re.IGNORECASE
 )
@@ -312,11 +313,17 @@ def thought_open(row: AskedRow) -> bool:
     return any(answer.lstrip().startswith("<think>") and "</think>" not in answer for answer in row.answers)
 
 
+@row_test
+def thought_alone(row: AskedRow) -> bool:
+    """Nothing follows the thought of an answer, no call either."""
+    return any(answer.rstrip().endswith("</think>") for answer in row.answers)
+
+
 @DataRule("DAT376", severity="warning", confidence=0.8, thresholds=(SLIPS,))
 def _thinks_on(data: DataReport) -> Iterator[Observation]:
-    """thoughts without an end
+    """thoughts without an end, or without an answer
 
-    in {slips} of the rows an answer begins with <think> and has no </think>
+    in {slips} of the rows an answer begins with <think> and has no </think>, or has nothing after it
 
     Why: The model learns to end while it thinks: no answer follows.
     Scope: answers with their thoughts as text; a column of its own for the thought is not asked
@@ -326,7 +333,9 @@ def _thinks_on(data: DataReport) -> Iterator[Observation]:
         in the midst of a sentence, and rows with nothing after them
     """
     rows = data.rows_with("thought_open")
-    return seen_in(data, rows, "have an answer that begins with <think> and never ends the thought", at_least=SLIPS)
+    yield from seen_in(data, rows, "have an answer that begins with <think> and never ends the thought", at_least=SLIPS)
+    alone = data.rows_with("thought_alone")
+    yield from seen_in(data, alone, "have an answer with nothing after </think>", at_least=SLIPS)
 
 
 def _sides_of(row: AskedRow) -> Iterator[tuple[str, str]]:
@@ -389,4 +398,4 @@ RULES = (
     _thinks_on,
 )
 
-ROW_TESTS: RowTests = (_marked, sides_swapped, equal_pair, _contradicts, refusal, thought_open)
+ROW_TESTS: RowTests = (_marked, sides_swapped, equal_pair, _contradicts, refusal, thought_open, thought_alone)

@@ -61,6 +61,7 @@ _MISSING: Final = frozenset(
         *("#N/A", "#NAME?", "#REF!", "#VALUE!", "#DIV/0!", "#NUM!"),
     )
 )
+_BESIDE: Final = ("input", "context", "system", "document", "passage")
 _FAILURE: Final = re.compile(
     r"\s*(?:Error code: [45]\d\d\b|(?:HTTP |Error:? )*[45]\d\d (?:Bad Gateway|Too Many Requests|Service Unavailable"
     r"|Gateway Time-?out|Internal Server Error)|Internal Server Error\W*\Z|Rate limit (?:reached|exceeded)"
@@ -558,6 +559,13 @@ def missing_value(row: AskedRow) -> bool:
 
 
 @row_test
+def missing_asked(row: AskedRow) -> bool:
+    """A column beside the question is a missing value as a program writes it."""
+    beside = [row.stored.get(name) for name in _BESIDE]
+    return any(str(one).strip() in _MISSING | {"None", "null"} for one in beside if isinstance(one, str))
+
+
+@row_test
 def failure_said(row: AskedRow) -> bool:
     """The last answer is what a service says that fails, and nothing of the kind was asked."""
     return bool(row.answers and _FAILURE.match(row.answers[-1]) and not _FAILURE_ASKED.search(question_of(row.columns)))
@@ -568,10 +576,13 @@ def _empty_answer(data: DataReport) -> Iterator[Observation]:
     """empty answers
 
     a wanted answer holds nothing but white space: no thought, call, image or sound either; or {slips} of the rows have
-    an answer that is only nan, NA, TODO, [deleted] or the like, or what a service says that fails
+    an answer that is only nan, NA, TODO, [deleted] or the like, or what a service says that fails; or have such a
+    value, or null, as text in a column beside the question
 
-    Why: The model learns to answer with nothing, or with what stands for a value that is missing or yet to be written.
-    Scope: formats with answers; none, null and n/a may be answers, and are not counted
+    Why: The model learns to answer with nothing, or with what stands for a value that is missing or yet to be written;
+        or it learns on a prompt that no user writes.
+    Scope: formats with answers; none, null and n/a may be answers, and are not counted; columns named input, context,
+        system, document and passage
     Action: remove these rows
     Verify: their text (--set show_rows=true)
     Seen: public repositories -- rows without an answer
@@ -582,6 +593,8 @@ def _empty_answer(data: DataReport) -> Iterator[Observation]:
     yield from seen_in(
         data, data.rows_with("missing_value"), "have an answer that is only nan, <NA>, TODO or the like", at_least=SLIPS
     )
+    says = "have nan, None or the like as text where nothing should stand beside the question"
+    yield from seen_in(data, data.rows_with("missing_asked"), says, at_least=SLIPS)
     yield from seen_in(
         data, data.rows_with("failure_said"), "have an answer that a failing service gave, such as 502", at_least=SLIPS
     )
@@ -622,6 +635,7 @@ RULES = (
 ROW_TESTS: RowTests = (
     empty_answer,
     missing_value,
+    missing_asked,
     failure_said,
     replacement,
     mojibake,

@@ -65,6 +65,7 @@ _FENCE: Final = re.compile(r"^\s*```", re.MULTILINE)
 _ITEM: Final = re.compile(r"\s*(?:[-*+#>|\u2022]|\d+[.)])")
 _LINE: Final = 80  # characters of a last line from which it is no heading and no signature
 _PLACEHOLDER: Final = re.compile(r"(?<![\\\w${}%])(\{\{? ?[A-Za-z][A-Za-z_ ]{1,29}\}?\})(?![\w}])")
+_UNFILLED: Final = re.compile(r"(?<!\{)\{\{ ?[A-Za-z][\w ]{1,29}\}\}(?!\})")
 _TEMPLATE_ASKED: Final = re.compile(
     r"template|placeholder|jinja|latex|json|f-string|format|variable|css|html|regex|blank|schema|brace|string|\\|\$",
     re.IGNORECASE,
@@ -539,22 +540,37 @@ def placeholder_left(row: AskedRow) -> bool:
     return bool(left and not asked and not any(one in answer for one in left for answer in row.answers))
 
 
+@row_test
+def placeholder_said(row: AskedRow) -> bool:
+    """An answer has a name in double braces that its question has not, which speaks of nothing written with braces."""
+    left = [name for answer in row.answers if "{{" in answer for name in _UNFILLED.findall(answer)]
+    question = question_of(row.columns) if left else ""
+    asked = _TEMPLATE_ASKED.search(question) or _CODE_ASKED.search(question)
+    return not asked and any(one not in question for one in left)
+
+
 @DataRule("DAT384", severity="warning", confidence=0.75, thresholds=(SOME,))
 def _unfilled(data: DataReport) -> Iterator[Observation]:
-    """names in braces in the questions
+    """names in braces
 
-    in {some} of the rows the question holds a name in braces that the answer does not have
+    in {some} of the rows the question holds a name in braces that the answer does not have, or the answer one in double
+    braces that the question does not have
 
     Why: Where a pattern was not filled in, what the answer is about is not in the question: the model learns to make it
-        up.
-    Scope: questions that speak neither of code nor of templates, formats and the like
+        up, or to answer with braces.
+    Scope: questions that speak neither of code nor of templates, formats and the like; a program that fills in the
+        model's answers needs such names
     Action: fill in the pattern, by str.format or an f-string
     Verify: the text of these rows (--set show_rows=true)
     Seen: https://github.com/transformerlab/transformerlab-app/issues/505 -- rows of {{messages}} that was not filled
         in: the model answers with braces
     """
     left = data.rows_with("placeholder_left")
-    return seen_in(data, left, "ask with a name in braces that nothing was put in place of", at_least=SOME)
+    yield from seen_in(data, left, "ask with a name in braces that nothing was put in place of", at_least=SOME)
+    said = data.rows_with("placeholder_said")
+    yield from seen_in(
+        data, said, "answer with a name in double braces that nothing was put in place of", at_least=SOME
+    )
 
 
 @DataRule("DAT378", severity="error", confidence=0.8, thresholds=(KNOWN_WORDS, SOME, HALF))
@@ -563,9 +579,10 @@ def _other_rows(data: DataReport) -> Iterator[Observation]:
 
     of the words of answers that at most 4 questions and 4 answers have, at least {known_words}, fewer than {some} stand
     in the question of their row, in all rows or from one row to another; a warning unless more than {half} of them
-    stand equally many rows apart
+    stand equally many rows apart; a warning of rejected answers, where those of the chosen ones do stand in it
 
-    Why: Questions and answers were sorted or joined apart: the model learns to answer something else.
+    Why: Questions and answers were sorted or joined apart: the model learns to answer something else. A rejected answer
+        on another subject is told by its subject.
     Scope: words of four letters and more in the last question and its answer, at most 5000 rows drawn from all
     Action: join questions and answers by a key, not by their place
     Verify: read ten rows; the next answer may be the right one
@@ -577,23 +594,25 @@ def _other_rows(data: DataReport) -> Iterator[Observation]:
         raise Unknown(
             f"{paired.words} words of answers stand in few questions and few answers, under {KNOWN_WORDS.value:g}"
         )
-    if paired.own >= SOME.value * paired.words:
-        paired = data.shifted
-    if paired.words >= KNOWN_WORDS.value and paired.own < SOME.value * paired.words:
-        shifted = paired.at_offset > HALF.value * paired.words
-        far = f"{abs(paired.offset):,} row{'s' if abs(paired.offset) > 1 else ''}"
+    stretch = paired if paired.own < SOME.value * paired.words else data.shifted
+    for one, whose in ((stretch, "answers"), (data.rejected, "rejected answers")):
+        if one.words < KNOWN_WORDS.value or one.own >= SOME.value * one.words:
+            continue
+        shifted = one.at_offset > HALF.value * one.words
+        far = f"{abs(one.offset):,} row{'s' if abs(one.offset) > 1 else ''}"
         says = (
-            f"of {paired.at_offset:,} the answer stands {far} {'before' if paired.offset > 0 else 'after'} its question"
+            f"of {one.at_offset:,} the answer stands {far} {'before' if one.offset > 0 else 'after'} its question"
             if shifted
-            else "the answers are those of other rows, unless an answer should have no word of its question"
+            else f"the {whose} are those of other rows, unless an answer should have no word of its question"
         )
-        where = f", from row {paired.rows[0]:,} to row {paired.rows[1]:,}" if paired.rows else ""
+        where = f", from row {one.rows[0]:,} to row {one.rows[1]:,}" if one.rows else ""
         yield Observation(
-            f"of {paired.words:,} words of answers{where}, which few questions and few answers have, {paired.own:,} "
+            f"of {one.words:,} words of {whose}{where}, which few questions and few {whose} have, {one.own:,} "
             f"stand in the question of their row: {says}",
-            {"words": paired.words, "own": paired.own, "offset": paired.offset, "at_offset": paired.at_offset},
-            severity=None if shifted else "warning",
+            {"words": one.words, "own": one.own, "offset": one.offset, "at_offset": one.at_offset},
+            severity=None if shifted and one is stretch else "warning",
         )
+        return  # what lies apart in the chosen answers lies so in the rejected ones
 
 
 @DataRule("DAT380", severity="warning", confidence=0.75, thresholds=(CUT_LENGTH, CELL, SOME, FEW_LABELS, MAJORITY))
@@ -655,4 +674,5 @@ ROW_TESTS: RowTests = (
     header,
     _ends_early,
     placeholder_left,
+    placeholder_said,
 )
