@@ -19,8 +19,12 @@ from gradience.io.reading import decode_json, own_table, read_small
 
 _LARGEST: Final = 1 << 20  # bytes
 _QUANTISED: Final = re.compile(
-    r"(?:[-.](?:unsloth|bnb|dynamic|quantized|\d-?bits?|awq|gptq|gguf|fp8|nf4|int[48]|bf16|fp16|w\d+a\d+|hqq|exl2))+$"
+    r"(?:[-.](?:unsloth|bnb|dynamic|quantized|\d-?bits?|awq|gptq|gguf|mlx|fp8|nf4|int[48]|bf16|fp16"
+    r"|f16|f32|i?q\d[a-z0-9-]*|w\d+a\d+|hqq|exl2))+$"
 )
+_SIZE: Final = re.compile(r"(?<![a-z0-9.])(?:\d+x)?\d+(?:\.\d+)?[bm](?![a-z])")
+_TUNED: Final = re.compile(r"-(instruct|chat|it|base|hf|pt)(?![a-z])")
+_FOLDER: Final = re.compile(r"[./~]|.*\.(?:gguf|safetensors)$")
 _FORMER_BLOCKS: Final = frozenset({"output", "intermediate"})  # of image models in transformers 4 alone
 _STEMS: Final = (
     *("model", "language_model", "model.language_model", "language_model.model", "model.model", "transformer"),
@@ -135,6 +139,50 @@ def plain_name(model: str) -> str:
     ('unsloth/qwen2.5-vl-7b-instruct', 'thebloke/mistral-7b')
     """
     return _QUANTISED.sub("", model.lower().replace("_", "-"))
+
+
+def base_key(name: str | None) -> str:
+    """What two names of one base model share: its own name, without owner and folder, `meta-`, and quantisation.
+
+    A folder of a hub's cache counts as the model that it holds. Empty if the name does not tell.
+
+    >>> base_key("meta-llama/Meta-Llama-3-8B"), base_key("./Llama-3-8B.Q4_K_M.gguf")
+    ('llama-3-8b', 'llama-3-8b')
+    """
+    parts = [part for part in re.split(r"[/\\\\]", (name or "").strip()) if part]
+    cached = [part.split("--")[-1] for part in parts if part.startswith("models--")]
+    return plain_name(cached[0] if cached else parts[-1] if parts else "").removeprefix("meta-")
+
+
+def other_model(trained: str, served: str) -> str:
+    """What tells by their names that two base models differ: their size, tuning or family; empty if nothing does.
+
+    A name of Ollama's library is of a model that follows instructions, unless its tag says otherwise.
+
+    >>> other_model("org/Llama-3.2-3B-Instruct", "llama3.2:1b"), other_model("Qwen/Qwen3-8B", "Qwen/Qwen3-8B-Base")
+    ('size', 'tuning')
+    >>> other_model("org/Llama-3.2-3B-Instruct", "llama3.2:3b-instruct-q4_K_M"), other_model("./base", "org/m-8B")
+    ('', '')
+    >>> other_model("org/Llama-3.2-3B-Instruct", "llama3.2:3b-text"), other_model("org/Qwen3-8B", "llama3.1:8b")
+    ('tuning', 'family')
+    """
+    ours, theirs = base_key(trained), base_key(served)
+    sizes = [_SIZE.findall(one)[:1] for one in (ours, theirs)]
+    kinds = [{kind for kind in _TUNED.findall(one) if kind != "hf"} for one in (ours, theirs)]
+    stems = [_TUNED.sub("", one) for one in (ours, theirs)]
+    library, _, tag = served.partition(":")
+    of_library = "/" not in library and not _FOLDER.match(served)
+    if all(sizes) and sizes[0] != sizes[1]:
+        return "size"
+    if stems[0] == stems[1]:
+        return "tuning" if kinds[0] != kinds[1] else ""
+    if of_library and re.search(r"text|base", tag) and kinds[0] - {"base", "pt"}:
+        return "tuning"
+    if not all(sizes) or any(_FOLDER.match(one) for one in (trained, served)):
+        return ""
+    plain, library = (re.sub(r"\W", "", one) for one in (ours, library.lower()))
+    is_same = library in plain if of_library else any(a.startswith(b) for a, b in (stems, stems[::-1]))
+    return "" if is_same else "family"
 
 
 def family_of(model: str | None, model_type: str | None = None) -> Family | None:

@@ -287,7 +287,13 @@ class Documents:
         stated = (
             {} if arguments.held is None or arguments.place.path is None else {arguments.place.path: arguments.held}
         )
-        return prompt_links(self.folders, recipes=() if named is None else (named,), held={**self._recipes, **stated})
+        base = (self.config_fields.held or {}).get("base_model_name_or_path")
+        return prompt_links(
+            self.folders,
+            recipes=() if named is None else (named,),
+            held={**self._recipes, **stated},
+            trained_on=base if isinstance(base, str) else None,
+        )
 
     @cached_property
     def _recipes(self) -> dict[Path, dict[str, Json]]:

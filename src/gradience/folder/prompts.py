@@ -27,7 +27,9 @@ from gradience.errors import GradienceError
 from gradience.io.reading import decode_json, read_small
 from gradience.schema import Json
 
-LinkKind: TypeAlias = Literal["recipe", "rows", "tokenizer", "base", "merged", "export", "modelfile", "server"]
+LinkKind: TypeAlias = Literal[
+    "recipe", "rows", "tokenizer", "base", "merged", "export", "modelfile", "server", "applied", "adapter"
+]
 
 _MOST: Final = 200  # files of a folder that are looked at
 _LARGEST: Final = 1 << 20  # bytes of a template or a Modelfile
@@ -47,10 +49,15 @@ _SAID: Final = {  # the words of a script that are read, by the function that ta
     "train_on_responses_only": ("response_part",),
     "SFTConfig": ("chat_template_path", "eos_token"),
 }
+_APPLYING: Final = ("PeftModel.from_pretrained", ".load_adapter", "enable_lora")
 _LONGEST: Final = ("cutoff_len", "max_length", "sequence_len", "max_seq_length")  # of rows, in tokens
 _ROOM: Final = re.compile(  # of vLLM, SGLang and llama-server
     r"""(?:--max-model-len|--context-length|--ctx-size|(?<!\S)-c)["',=\s\\]+(\d+(?:\.\d+)?)([kKmM]?)\b"""
 )
+_SLOTS: Final = re.compile(r"(?<!\S)(?:-np|--parallel)[ =]+(\d+)")
+_SHARED: Final = re.compile(r"(?<!\S)(?:-kvu|--kv-unified)\b")
+_APPLIES: Final = re.compile(r"--(?:enable-lora|lora(?:-modules|-paths|-scaled)?|adapter-path)\b")
+_MODEL: Final = re.compile(r"""(?:\bvllm serve|(?<!python)(?<!python3)\s-m)[ \t\\\n]+([^\s"'$-][^\s"'$]*)""")
 _UNITS: Final = {"": 1, "k": 1000, "K": 1 << 10, "m": 1000_000, "M": 1 << 20}  # vLLM's
 _THINKS: Final = re.compile(r"enable_thinking\W{1,8}(true|false)|--reasoning-budget[ =]0\b", re.IGNORECASE)
 _SYSTEM: Final = ("default_system", "system", "default_system_message")  # LLaMA-Factory, ms-swift, Axolotl
@@ -106,6 +113,10 @@ class PromptLink(NamedTuple):
     """The tokens of a row that training takes at most."""
     room: int | None = None
     """The tokens of a prompt and its answer that are served at most."""
+    slots: int = 1
+    """The prompts that share them."""
+    base: str = ""
+    """The model that an adapter is applied to, or was trained on."""
 
     @property
     def form(self) -> PromptForm | None:
@@ -135,6 +146,7 @@ def prompt_links(
     base: Path | None = None,
     held: Mapping[Path, Mapping[str, Json]] = MappingProxyType({}),
     known: Iterable[PromptLink] = (),
+    trained_on: str | None = None,
 ) -> tuple[PromptLink, ...]:
     """The links that lie in these folders, and in those below them that hold a merged model.
 
@@ -144,6 +156,7 @@ def prompt_links(
         base: the folder of the base.
         held: the fields of files that were read.
         known: links that lie in no such file: rows, options.
+        trained_on: the name of the adapter's base: a link where another one applies the adapter.
     """
     links: dict[tuple[str, str], PromptLink] = {}
     for path in recipes:
@@ -158,7 +171,8 @@ def prompt_links(
     of_base = _tokenizer(base, "base") if base is not None and base.is_dir() else None
     for link in (*([] if of_base is None else [of_base]), *known):
         links.setdefault((link.kind, link.where), link)
-    return tuple(links.values())
+    own = [PromptLink("adapter", CONFIG_NAME, base=trained_on)] if trained_on else []
+    return (*links.values(), *(own if any(link.base for link in links.values()) else ()))
 
 
 def _links_in(folder: Path, held: Mapping[Path, Mapping[str, Json]]) -> Iterator[PromptLink]:
@@ -282,6 +296,7 @@ def _recipe(path: Path, fields: Mapping[str, Json]) -> PromptLink | None:
                 system=_said(next((fields[key] for key in _SYSTEM if key in fields), None)),
                 thinks=str(thinks).lower() == "true" if isinstance(thinks, bool | str) else None,
                 longest=longest,
+                base=str(fields.get(own[0]) or "") if "adapter_name_or_path" in fields else "",
             )
     words = {name: value for name in _SAID["SFTConfig"] if isinstance(value := fields.get(name), str)}
     if "model_name_or_path" in fields and (words or longest):
@@ -318,7 +333,7 @@ def _of_trl(path: Path, words: Mapping[str, str]) -> PromptLink:
 def _script(path: Path) -> PromptLink | None:
     """What a script in Python tells Unsloth or TRL in plain words of calls; None if it tells nothing."""
     text = _text_of(path)
-    if not any(name in text for name in (*_SAID, "chat_template", "setup_chat_format", _ALPACA)):
+    if not any(name in text for name in (*_SAID, "chat_template", "setup_chat_format", _ALPACA, *_APPLYING)):
         return None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of a stranger's text, such as an invalid escape
@@ -338,7 +353,31 @@ def _script(path: Path) -> PromptLink | None:
     if words:
         return _of_trl(path, words)._replace(encodes=encodes)
     own = _assigned(nodes) if trains else None
-    return PromptLink(kind, path.name, template=own, program="script", encodes=encodes) if own or encodes else None
+    if own or encodes:
+        return PromptLink(kind, path.name, template=own, program="script", encodes=encodes)
+    base = "" if trains else _applied_to(nodes)
+    return PromptLink("applied", path.name, base=base) if base else None
+
+
+def _applied_to(nodes: Sequence[ast.AST]) -> str:
+    """The only model, in plain words, that a script applies an adapter to by PEFT or vLLM; empty if there is none."""
+    held: dict[str, set[str]] = {}
+    found, applies = set(), False
+    for node in nodes:
+        match node:
+            case ast.Assign(targets=[ast.Name(id=name)], value=ast.Constant(value=str(text))):
+                held.setdefault(name, set()).add(text)
+    for call in (node for node in nodes if isinstance(node, ast.Call)):
+        function, words = ast.unparse(call.func), {word.arg: word.value for word in call.keywords}
+        applies |= function.endswith(("PeftModel.from_pretrained", ".load_adapter")) or "enable_lora" in words
+        if re.search(r"\bAuto(?:Peft)?Model\w*\.from_pretrained$|\bLLM$", function):
+            given = words.get("pretrained_model_name_or_path", words.get("model", next(iter(call.args), None)))
+            match given:
+                case ast.Constant(value=str(text)):
+                    found.add(text)
+                case ast.Name(id=name):
+                    found |= held.get(name, {""})
+    return found.pop() if applies and len(found) == 1 else ""
 
 
 def _assigned(nodes: Sequence[ast.AST]) -> str | None:
@@ -436,6 +475,7 @@ def _modelfile(path: Path) -> PromptLink:
         stops=tuple(stop.strip('"') for stop in found.get("parameter stop", ())),
         from_file=bool(_FILE.search(source)) and not (_HUB.match(source) and ".gguf" not in source.lower()),
         room=next((int(room) for room in found.get("parameter num_ctx", ()) if room.isdecimal()), None),
+        base=source if "adapter" in found else "",
     )
 
 
@@ -456,7 +496,8 @@ def commanded(text: str, folder: Path, where: str) -> Iterator[PromptLink]:
             yield from () if trained is None else (trained,)
             continue
         named = str(flags.get("chat_template") or flags.get("chat_template_file") or "")
-        thinks, room = _THINKS.search(command), _ROOM.search(command)
+        thinks, room, slots = _THINKS.search(command), _ROOM.search(command), _SLOTS.search(command)
+        model = flags.get("model") or flags.get("model_path") or ((by := _MODEL.search(command)) and by[1])
         said = PromptLink(
             "server",
             where,
@@ -464,6 +505,8 @@ def commanded(text: str, folder: Path, where: str) -> Iterator[PromptLink]:
             parser=str(flags.get("tool_call_parser", "")),
             thinks=None if thinks is None else (thinks[1] or "").lower() == "true",
             room=None if room is None else int(float(room[1]) * _UNITS[room[2]]),
+            slots=1 if slots is None or _SHARED.search(command) else int(slots[1]),
+            base=str(model or "") if _APPLIES.search(command) else "",
         )
         if named and (folder / named).is_file():
             said = said._replace(where=f"--chat-template in {where}", template=_text_of(folder / named), program="")

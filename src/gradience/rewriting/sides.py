@@ -7,7 +7,6 @@ geometry of the two updates of each pair, and each adapter's own norms.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
@@ -20,6 +19,7 @@ from gradience.adapters.files import AdapterFiles, find_files
 from gradience.adapters.layout import Adapter, Module
 from gradience.adapters.open import read_adapter
 from gradience.base.weights import factors_of
+from gradience.configs.families import base_key
 from gradience.errors import AdapterError
 from gradience.io import PathLike, natural_key
 from gradience.io.reading import decode_json, real_path
@@ -44,7 +44,6 @@ if TYPE_CHECKING:
 _SETS: Final = {"target_modules", "modules_to_save", "exclude_modules", "target_parameters"}  # order is irrelevant
 _ANGLES: Final = 16  # principal angles that a report lists, at most
 _OF_NO_EFFECT: Final = {"inference_mode", "peft_version", "auto_mapping"}
-_QUANTISED: Final = re.compile(r"[-_.](?:bnb|unsloth|[48]bit|int[48]|nf4|gptq|awq|fp8|gguf|mlx)(?:[-_.].*)?$")
 
 
 class StoredAdapter(NamedTuple):
@@ -301,20 +300,6 @@ def _energy(spectrum: Spectrum) -> float:
 
 def _stacked(module: Module) -> StackTerm:
     return StackTerm(lambda: narrowed(*module.load()), inner_size(module.r, *module.shape), module.scale)
-
-
-def base_key(name: str | None) -> str:
-    """What two names of one base model share: its own name, without owner and folder, `meta-`, and quantisation.
-
-    A folder of a hub's cache counts as the model that it holds. Empty if the name does not tell.
-
-    >>> base_key("meta-llama/Meta-Llama-3-8B"), base_key("unsloth/llama-3-8b-bnb-4bit"), base_key("/models/Llama-3-8B/")
-    ('llama-3-8b', 'llama-3-8b', 'llama-3-8b')
-    """
-    parts = [part for part in re.split(r"[/\\\\]", (name or "").strip()) if part]
-    cached = [part.split("--")[-1] for part in parts if part.startswith("models--")]
-    last = cached[0] if cached else parts[-1] if parts else ""
-    return _QUANTISED.sub("", last.lower().removeprefix("meta-"))
 
 
 def why_not_together(sides: Sequence[StoredAdapter], matching: Matching) -> str | None:

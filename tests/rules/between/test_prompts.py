@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any, Final
 
@@ -10,6 +11,7 @@ from adapter_files import lora, saved
 from tables import every
 
 from gradience import audit_adapter, check_config, check_data, diagnose
+from gradience.configs.families import other_model
 from gradience.folder.prompts import PromptLink, prompt_links
 from gradience.rules import judge
 from gradience.rules.between.prompts import PROMPT_RULES
@@ -172,6 +174,7 @@ FAULTY: Final[list[tuple[str, Files, str]]] = [
     ),
 ]
 
+LONG: Final = {"train.yaml": RECIPE + "cutoff_len: 2048\n"}
 IDS: Final = {"added_tokens": [{"id": 0, "content": "<|endoftext|>"}, {"id": 2, "content": "<|im_end|>"}]}
 ALPACA: Final = "SFTTrainer()\nPROMPT = 'Below.\\n\\n### Instruction:\\n{}\\n\\n### Response:\\n'\n"
 SERVE: Final = {"serve.sh": "pip install vllm\nvllm serve m \\\n  --max-model-len 9\n"}
@@ -370,6 +373,14 @@ FAULTY += [
     ),
     (
         "PRM509",
+        LONG | {"serve.sh": "llama-server -m m.gguf -c 8188 -np 4\n"},
+        (
+            "train.yaml takes rows of up to 2,048 tokens, and serve.sh serves 2,047 (8,188 in 4 slots), the answer "
+            "included"
+        ),
+    ),
+    (
+        "PRM509",
         {
             "sft.yaml": "model_name_or_path: org/m\nmax_length: 4097\n",
             "compose.yaml": 'command: ["--max-model-len", "4096"]\nx: vllm serve m\n',
@@ -396,6 +407,8 @@ SOUND: Final[list[Files]] = [
     | {"train.yaml": MUTE, "serve.sh": "vllm serve m --default-chat-template-kwargs '{\"enable_thinking\": false}'\n"},
     adapter(QWEN3) | {"train.yaml": MUTE, "serve.sh": "llama-server -m m.gguf --reasoning-budget 0 -c 2048\n"},
     adapter() | {"train.yaml": MUTE, "serve.sh": "vllm serve m --max-model-len 4k\n"},
+    LONG | {"serve.sh": "llama-server -m m.gguf -c 8192 -np 4\n"},
+    LONG | {"serve.sh": "llama-server -m m.gguf -c 8188 -np 4 -kvu\n"},
     adapter(QWEN3) | {"train.yaml": MUTE.replace("false", "true"), "serve.sh": "vllm serve m\n"},
     {"train.yaml": MUTE, "serve.yaml": "model_name_or_path: org/m-8b\ntemplate: qwen3\nenable_thinking: false\n"},
     {"train.yaml": RECIPE} | modelfile(**{"PARAMETER num_ctx": "9"}),
@@ -467,7 +480,6 @@ def test_what_differs_between_two_files_is_said_with_both(
 
 
 ENDLESS: Final = adapter(eos="<|endoftext|>") | {"tokenizer.json": IDS, "generation_config.json": {"eos_token_id": 0}}
-LONG: Final = {"train.yaml": RECIPE + "cutoff_len: 2048\n"}
 
 
 @every(
@@ -482,6 +494,7 @@ LONG: Final = {"train.yaml": RECIPE + "cutoff_len: 2048\n"}
         ({"train.yaml": MUTE, "serve.sh": "vllm serve m\n"} | merged(QWEN3), "warning"),
         (LONG | {"serve.sh": "vllm serve m --max-model-len 2047\n"}, "info"),
         (LONG | modelfile(**{"PARAMETER num_ctx": "2047"}), "warning"),
+        (LONG | {"serve.sh": "llama-server -m m.gguf --ctx-size 4094 --parallel 2\n"}, "warning"),
     ],
 )
 def test_how_grave_it_is_depends_on_what_shows_it(files: Files, severity: str, tmp_path: Path) -> None:
@@ -592,6 +605,7 @@ def test_what_cannot_be_compared_is_not_judged() -> None:
         "PRM507": "no command of a server names a parser of calls",
         "PRM508": "no recipe turns thinking off",
         "PRM509": "no recipe states the length of rows",
+        "PRM510": "no file applies an adapter whose base is named",
     }
     trained = bare._replace(template=CHATML)
     assert why(trained, trained) | {"PRM501": "no Modelfile", "PRM502": "no other file shows its turns"} == why(
@@ -614,3 +628,72 @@ def test_a_recipe_that_is_asked_for_is_the_only_one_of_training(tmp_path: Path) 
     links = prompt_links([run], recipes=[run / "other.yaml"])
     assert [(link.kind, link.name) for link in links] == [("recipe", "llama3")]
     assert len(prompt_links([run])) == 2
+
+
+OF_3B: Final = "org/Llama-3.2-3B-Instruct"
+MERGE: Final = "m = AutoModelForCausalLM.from_pretrained('org/m-1B')\nPeftModel.from_pretrained(m, 'o')\n"
+LORA: Final = "--enable-lora --lora-modules own=out"
+
+
+@every(
+    ("files", "served", "differs"),
+    [
+        (modelfile(None, "llama3.2:1b", ADAPTER="./out"), "llama3.2:1b", "size"),
+        (modelfile(None, "llama3.2:3b-text-fp16", ADAPTER="./out"), "llama3.2:3b-text-fp16", "tuning"),
+        (modelfile(None, "./Llama-3.2-3B.Q4_K_M.gguf", ADAPTER="./out"), "./Llama-3.2-3B.Q4_K_M.gguf", "tuning"),
+        ({"serve.sh": f"vllm serve org/Llama-3.2-3B {LORA}\n"}, "org/Llama-3.2-3B", "tuning"),
+        ({"serve.sh": f"vllm serve \\\n  org/Llama-3.2-1B \\\n {LORA}\n"}, "org/Llama-3.2-1B", "size"),
+        ({"serve.sh": f"python -m vllm.entrypoints.a --model org/Qwen-3B {LORA}\n"}, "org/Qwen-3B", "family"),
+        ({"serve.sh": "llama-server -m Llama-3.2-1B-Q8_0.gguf --lora a.gguf\n"}, "Llama-3.2-1B-Q8_0.gguf", "size"),
+        ({"export.yaml": f"{EXPORT}template: llama3\n"}, "org/m-8b", "size"),
+        ({"merge.py": f"B = 'org/m-1B'\n{MERGE.replace(repr('org/m-1B'), 'B')}"}, "org/m-1B", "size"),
+        ({"infer.py": "LLM(model='org/m-1B', enable_lora=True)\n"}, "org/m-1B", "size"),
+    ],
+)  # fmt: skip
+def test_the_model_an_adapter_is_applied_to_is_that_of_training(
+    files: Files, served: str, differs: str, tmp_path: Path
+) -> None:
+    """By its names; without an adapter, or where it is named as it was, nothing is said."""
+    links = prompt_links([written(tmp_path / "run", files)], trained_on=OF_3B)
+    (finding,) = [one for one in judge(PROMPT_RULES, links).findings if one.id == "PRM510"]
+    where = next(iter(files))
+    assert finding.message == (
+        f"adapter_config.json names {OF_3B} as the base, and {where} applies the adapter to {served}: "
+        f"a model of another {differs}"
+    )
+    assert finding.severity == ("error" if differs == "size" else "warning")
+    same = {name: str(text).replace(served, OF_3B) for name, text in files.items()}
+    bare = {name: re.sub("ADAPTER|adapter_name|--lora|--enable-lora|PeftModel|enable_lora", "o", str(text))
+            for name, text in files.items()}  # fmt: skip
+    for name, others in (("same", same), ("bare", bare)):
+        links = prompt_links([written(tmp_path / name, others)], trained_on=OF_3B)
+        assert "PRM510" not in {one.id for one in judge(PROMPT_RULES, links).findings}, name
+
+
+@every(
+    ("trained", "served", "differs"),
+    [
+        ("org/Qwen3-8B", "org/Qwen3-8B-Base", "tuning"),
+        ("org/Llama-2-7b-hf", "org/Llama-2-7b-chat-hf", "tuning"),
+        ("org/Llama-2-7b-hf", "TheBloke/Llama-2-7B-GPTQ", ""),
+        ("unsloth/Meta-Llama-3.1-8B-Instruct-bnb-4bit", "org/Llama-3.1-8B-Instruct-quantized.w8a8", ""),
+        ("org/Llama-3.1-8B", "org/Llama-3-8B", "family"),
+        ("org/Llama-3.1-8B", "outputs/merged", ""),
+        ("org/Llama-3.1-8B", "./other-8b", ""),
+        ("org/Qwen3-30B-A3B", "qwen3:30b-a3b", ""),
+        ("org/Qwen3-8B", "llama3.1:8b", "family"),
+        ("org/DeepSeek-R1-Distill-Qwen-7B", "deepseek-r1:7b", ""),
+        ("org/Llama-3.2-3B", "llama3.2:3b-text", ""),
+        ("org/gemma-3-4b-pt", "org/gemma-3-4b-it", "tuning"),
+        ("org/SmolLM2-135M", "org/SmolLM2-360M", "size"),
+        ("org/Qwen2.5-7B-Instruct-1M", "org/Qwen2.5-7B-Instruct", ""),
+    ],
+)
+def test_two_names_of_one_model_are_told_from_two_models(trained: str, served: str, differs: str) -> None:
+    assert other_model(trained, served) == differs
+
+
+def test_a_script_that_names_two_models_or_trains_applies_none(tmp_path: Path) -> None:
+    texts = {"two": MERGE + MERGE.replace("1B", "3B"), "trains": f"{MERGE}Trainer()\n", "bare": MERGE[:58]}
+    for name, text in texts.items():
+        assert prompt_links([written(tmp_path / name, {"a.py": text})], trained_on=OF_3B) == ()

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
+from gradience.configs.families import other_model
 from gradience.configs.prompts import calls_in, form_in
 from gradience.folder.prompts import LinkKind, PromptLink
 from gradience.rules import Observation, Rule, Unknown, cite
@@ -360,14 +361,15 @@ def _less_room(links: Links) -> Iterator[Observation]:
     """less context than the rows of training had
 
     a server's command or a Modelfile has a context that is shorter than the longest row that training takes; a warning
-    of a Modelfile
+    of a Modelfile, and of a context that slots divide
 
     Why: vLLM refuses a longer prompt, and Ollama cuts its beginning off in silence.
     Scope: cutoff_len, max_length, sequence_len and max_seq_length of recipes; --max-model-len, --context-length,
-        --ctx-size, num_ctx
+        --ctx-size, num_ctx; --parallel of llama-server without --kv-unified
     Action: give the context that training had, if rows were so long (check --data counts them)
     Verify: the server's log of a prompt as long as the longest row
     Seen: https://github.com/ollama/ollama/issues/6648 -- bad answers to long prompts, until num_ctx was raised
+    Seen: https://github.com/ggml-org/llama.cpp/issues/11681 -- the context is divided by the number of slots
     """
     trained = max(
         (link for link in _of(links, "recipe") if link.longest), key=lambda link: link.longest or 0, default=None
@@ -376,12 +378,43 @@ def _less_room(links: Links) -> Iterator[Observation]:
     if trained is None or trained.longest is None or not served:
         raise Unknown("no recipe states the length of rows" if trained is None else "no file states the context served")
     for link in served:
-        if link.room is not None and link.room < trained.longest:
+        room = (link.room or trained.longest) // max(link.slots, 1)
+        if link.room and room < trained.longest:
+            slots = f" ({link.room:,} in {link.slots} slots)" if link.slots > 1 else ""
             yield Observation(
                 f"{trained.where} takes rows of up to {trained.longest:,} tokens, and {link.where} serves "
-                f"{link.room:,}, the answer included",
-                {"trained": trained.longest, "served": link.room},
-                severity="warning" if link.kind == "modelfile" else None,
+                f"{room:,}{slots}, the answer included",
+                {"trained": trained.longest, "served": room},
+                severity="warning" if link.kind == "modelfile" or link.slots > 1 else None,
+            )
+
+
+@PromptRule("PRM510", severity="warning", confidence=0.8)
+def _other_base(links: Links) -> Iterator[Observation]:
+    """an adapter is applied to another model than it was trained on
+
+    by their names, the model that a command, script, recipe or Modelfile applies the adapter to differs from that of
+    adapter_config.json in size, tuning (instruct or base) or family; an error of another size
+
+    Why: The update was learnt on other weights: shapes differ, or the sum is of no model.
+    Scope: names that state a size or a tuning; quantised forms are one model; --lora-modules and the like, ADAPTER,
+        adapter_name_or_path, PeftModel.from_pretrained
+    Action: apply the adapter to the model that adapter_config.json names
+    Verify: gradience verify, of a merged model; the loss on rows of training
+    Seen: https://github.com/vllm-project/vllm/issues/12106 -- the adapter of a 7B model is served with one of 72B
+    Seen: https://github.com/ollama/ollama/pull/3333 -- an adapter of another base: behaviour is undefined
+    """
+    own = next(iter(_of(links, "adapter")), None)
+    if own is None:
+        raise Unknown("no file applies an adapter whose base is named")
+    for link in links:
+        differs = other_model(own.base, link.base) if link.base and link is not own else ""
+        if differs:
+            yield Observation(
+                f"{own.where} names {own.base} as the base, and {link.where} applies the adapter to {link.base}: "
+                f"a model of another {differs}",
+                {"trained": own.base, "served": link.base},
+                severity="error" if differs == "size" else None,
             )
 
 
@@ -395,4 +428,5 @@ PROMPT_RULES: Final[tuple[Rule[Links], ...]] = (
     _other_calls,
     _other_thoughts,
     _less_room,
+    _other_base,
 )

@@ -308,7 +308,10 @@ def _with_prompt(
         places += [place / whole.output_dir for place in places[:1]]
     base = None if given.base is None else Path(given.base)
     recipes = [path for path in files if path.suffix in _YAML]
-    links = prompt_links(dict.fromkeys(places), recipes=recipes, base=base, held=given.held, known=known)
+    own = whole.base if any(source.role == "adapter" for source in whole.sources) else None
+    links = prompt_links(
+        dict.fromkeys(places), recipes=recipes, base=base, held=given.held, known=known, trained_on=own
+    )
     if sum(1 + bool(link.hidden or link.ends) for link in links) < _TWO_ENDS:
         return report
     verdict = judge(PROMPT_RULES, links)
