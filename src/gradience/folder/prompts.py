@@ -346,7 +346,11 @@ def _script(path: Path) -> PromptLink | None:
             if word.arg in known and isinstance(word.value, ast.Constant) and isinstance(word.value.value, str):
                 words[str(word.arg)] = word.value.value
     trains = any(_called(call).endswith(("Trainer", "train_on_responses_only")) for call in calls)
-    answers, name, encodes = words.get("response_part", ""), words.get("chat_template", ""), _encodes(nodes)
+    answers, name, encodes = (
+        words.get("response_part", ""),
+        words.get("chat_template", ""),
+        _encodes(nodes) or _given(text, nodes),
+    )
     kind: LinkKind = "recipe" if trains else "server"
     if name or answers:
         return PromptLink(kind, path.name, name=name, program="Unsloth", answers=answers, encodes=encodes)
@@ -400,10 +404,7 @@ def _assigned(nodes: Sequence[ast.AST]) -> str | None:
 
 def _encodes(nodes: Sequence[ast.AST]) -> str:
     """The first call that gives what apply_chat_template wrote to the same tokenizer, which adds its own tokens."""
-    pairs = [(target, node.value) for node in nodes if isinstance(node, ast.Assign) for target in node.targets]
-    for node in nodes:
-        if isinstance(node, ast.Dict):
-            pairs += [(key, value) for key, value in zip(node.keys, node.values, strict=True) if key is not None]
+    pairs = _pairs(nodes)
     others = {_place(name) for name, value in pairs if not _writers(value)}  # which may hold another text
     others |= {node.arg for node in nodes if isinstance(node, ast.arg)}
     held = {_place(name): writers for name, value in pairs if (writers := _writers(value))}
@@ -415,6 +416,38 @@ def _encodes(nodes: Sequence[ast.AST]) -> str:
         if not is_told and ast.unparse(call.func) in writers and "processor" not in ast.unparse(call.func):
             return ast.unparse(call)
     return ""
+
+
+def _given(text: str, nodes: Sequence[ast.AST]) -> str:
+    """TRL's SFTTrainer, if its column of text or its formatting_func is what apply_chat_template wrote.
+
+    Unsloth's takes a second BOS token away, and who speaks of bos_token or add_special_tokens may, too.
+    """
+    if any(word in text for word in ("unsloth", "bos_token", "add_special_tokens")):
+        return ""
+    pairs, columns, formats = _pairs(nodes), {"'text'"}, set[str]()
+    written = {_place(name) for name, value in pairs if _writers(value)}
+    written |= {_place(name) for name, value in pairs if _place(value) in written}
+    trains = [node for node in nodes if isinstance(node, ast.Call) and _called(node) in {"SFTTrainer", "SFTConfig"}]
+    for word in (word for call in trains for word in call.keywords):
+        if word.arg == "dataset_text_field":
+            columns = {_place(word.value)}
+        elif word.arg == "formatting_func":
+            formats.add(_place(word.value))
+    for node in nodes:
+        if isinstance(node, ast.FunctionDef) and node.name in formats:
+            ends = [one.value for one in ast.walk(node) if isinstance(one, ast.Return) and one.value is not None]
+            written |= {node.name for end in ends if _writers(end) or _place(end) in written}
+    return "SFTTrainer" if written & (columns | formats) and any(_called(one) == "SFTTrainer" for one in trains) else ""
+
+
+def _pairs(nodes: Sequence[ast.AST]) -> list[tuple[ast.expr, ast.expr]]:
+    """What is assigned, and the keys of dictionaries, each with its value."""
+    pairs = [(target, node.value) for node in nodes if isinstance(node, ast.Assign) for target in node.targets]
+    for node in nodes:
+        if isinstance(node, ast.Dict):
+            pairs += [(key, value) for key, value in zip(node.keys, node.values, strict=True) if key is not None]
+    return pairs
 
 
 def _writers(value: ast.AST) -> set[str]:

@@ -190,6 +190,13 @@ COLUMN: Final = (
 )
 
 
+TEXT: Final = "d = d.map(lambda r: {'text': tok.apply_chat_template(r['messages'], tokenize=False)})\n"
+LIST: Final = (
+    "texts = [tok.apply_chat_template(r, tokenize=False) for r in rows]\nd = Dataset.from_dict({'said': texts})\n"
+)
+FORM: Final = "def form(r):\n    said = tok.apply_chat_template(r, tokenize=False)\n    return said\n"
+
+
 def encoded(call: str) -> str:
     return (
         f"train.py calls {call} on what the chat template wrote, <s> first, and tokenizer_config.json in run adds it "
@@ -198,6 +205,15 @@ def encoded(call: str) -> str:
 
 
 FAULTY += [
+    *(
+        ("PRM505", adapter("{{ bos_token }}", **BOS) | BEGINS | {"train.py": text}, encoded("SFTTrainer"))
+        for text in (
+            f"{TEXT}SFTTrainer()\n",
+            f"{LIST}SFTTrainer(args=SFTConfig(dataset_text_field='said'))\n",
+            f"{FORM}SFTTrainer(formatting_func=form)\n",
+            f"{FORM.replace('    said =', '    return').replace('return said', '')}SFTTrainer(formatting_func=form)\n",
+        )
+    ),
     (
         "PRM503",
         adapter() | {"tokenizer.json": IDS, "generation_config.json": {"eos_token_id": 0}},
@@ -443,6 +459,18 @@ SOUND: Final[list[Files]] = [
     adapter("{{ bos_token }}", **BOS, add_bos_token=False) | BEGINS | {"train.py": ENCODED},
     adapter("{{ bos_token }}", **BOS) | BEGINS | {"train.py": ENCODED.replace("=9", "=9, add_special_tokens=False")},
     adapter("{{ bos_token }}", **BOS) | BEGINS | {"train.py": ENCODED.replace("tok(text", "tok(other")},
+    *(
+        adapter("{{ bos_token }}", **BOS) | BEGINS | {"train.py": text}
+        for text in (
+            f"{TEXT}Trainer()\n",
+            f"{TEXT}SFTTrainer(args=SFTConfig(dataset_text_field='other'))\n",
+            f"import unsloth\n{TEXT}SFTTrainer()\n",
+            f"{TEXT.replace('False)', 'False).removeprefix(tok.bos_token)')}SFTTrainer()\n",
+            f"{TEXT.replace('text', 'said')}SFTTrainer()\n",
+            f"{FORM}SFTTrainer()\n",
+            f"{FORM.replace('False', 'True')}SFTTrainer(formatting_func=form)\n",
+        )
+    ),
     adapter("{{ bos_token }}", **BOS) | BEGINS | {"train.py": ENCODED.replace("tokenize=False", "tokenize=True")},
     adapter() | {"train.py": f"get_chat_template(t, chat_template='gemma_chatml')\n{ONLY}"},
     adapter(LLAMA3) | {"train.py": ONLY.replace("<|im_start|>assistant", "### Response:")},

@@ -249,14 +249,15 @@ def _bos_twice(links: Links) -> Iterator[Observation]:
     """BOS is written by the template and by the tokenizer
 
     a Modelfile's TEMPLATE begins with the BOS token, or a script gives the text of a chat template that writes it to
-    the tokenizer, without add_special_tokens=False; and the tokenizer adds one itself
+    the tokenizer, without add_special_tokens=False, or to TRL's SFTTrainer; and the tokenizer adds one itself
 
     Why: Each text then begins with two: a context that one side of training and serving does not have.
     Scope: tokenizers whose add_bos_token or tokenizer.json says so; scripts in which a tokenizer is called on what its
-        own apply_chat_template(tokenize=False) returned
+        own apply_chat_template(tokenize=False) returned, or which is the column of text or the formatting_func of TRL
     Action: leave the BOS token out of TEMPLATE; add_special_tokens=False in the script
     Verify: llama.cpp warns that the prompt begins with 2 BOS tokens; the first two input_ids of a row
     Seen: https://github.com/unslothai/unsloth/pull/10312 -- rendered prompts carry two BOS tokens
+    Seen: https://github.com/MakazhanAlpamys/Soup/pull/788 -- TRL gives a column of text to the tokenizer
     """
     known = [link for link in _of(links, "tokenizer", "merged", "base") if link.bos and link.adds_bos is not None]
     if not known:
